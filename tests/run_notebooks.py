@@ -1,0 +1,37 @@
+"""Run notebooks from top to bottom and save their outputs: python tests/run_notebooks.py [NAME ...]
+
+NAME is a notebook's name or its beginning, for example 03. Without names, all run. What goes to stderr
+(progress bars, TensorFlow's messages) and cell counters are not saved, so that outputs can be compared.
+"""
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+notebooks = sorted((Path(__file__).parents[1] / "nbs").glob("*.ipynb"))
+wanted = [path for path in notebooks if not sys.argv[1:] or any(path.stem.startswith(name) for name in sys.argv[1:])]
+if not wanted:
+    sys.exit(f"no notebook matches {' '.join(sys.argv[1:])}; there are {', '.join(path.stem for path in notebooks)}.")
+for path in wanted:
+    print(path.name, flush=True)
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
+    for cell in notebook.cells:
+        cell.metadata = {}
+        if cell.cell_type == "code":
+            cell.execution_count = None
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                output.pop("execution_count", None)
+                output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
+                if output.output_type == "execute_result":
+                    output.execution_count = None
+    notebook.metadata = {
+        "kernelspec": {"display_name": "python3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    partial = path.with_suffix(".partial")
+    nbformat.write(notebook, partial)
+    partial.replace(path)
