@@ -1,0 +1,115 @@
+"""The installed command, end to end, as a user meets it: a wheel in an environment without the sources."""
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory):
+    """Return a function that runs `coding_vessels` from the built wheel, outside the repository."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for name in files:
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    pip = [sys.executable, "-m", "pip", "-q"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(folder), str(source)], check=True)
+    (wheel,) = folder.glob("*.whl")
+    venv.create(folder / "venv", system_site_packages=False, with_pip=False)
+    python = folder / "venv/bin/python"
+    site = next((folder / "venv/lib").glob("python*/site-packages"))
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    outside = next(path for path in map(Path, sys.path) if path.name == "site-packages" and (path / "numpy").exists())
+    (site / "dependencies.pth").write_text(f"{outside}\n")  # the dependencies, after the wheel
+
+    def run(*words, cwd=folder):
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        return subprocess.run(
+            [python, "-m", "coding_vessels", *map(str, words)], cwd=cwd, capture_output=True, text=True, env=environment
+        )
+
+    where = subprocess.run(
+        [python, "-c", "import coding_vessels; print(coding_vessels.__file__)"], cwd=folder, capture_output=True, text=True
+    )
+    assert str(site) in where.stdout, "the wheel itself is tested"
+    return run
+
+
+def test_version_and_wrong_words(command):
+    assert command("--version").stdout.strip() == "0.1.0"
+    assert command("pre-dict").returncode == 2
+
+
+def test_demo_small(command, tmp_path):
+    done = command("demo", "--out", tmp_path / "demo", "--patients", 16, "--epochs", 1)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "location accuracy" in done.stdout and "Not a medical device" in done.stdout
+    assert len(pd.read_csv(tmp_path / "demo/output.csv")) == 8
+    again = command("demo", "--out", tmp_path / "demo")
+    assert again.returncode == 1 and "is not empty" in again.stderr
+
+
+def test_predicts_every_patient_of_a_mixed_cohort(command, tmp_path):
+    """64 patients, grey and colour, five sizes, JPEG and PNG, padded indices, columns in another order."""
+    assert command("simulate", tmp_path / "train", "--patients", 10, "--size", 96).returncode == 0
+    train = ["--csv", tmp_path / "train/groundtruth.csv", "--images", tmp_path / "train"]
+    assert command("train", *train, "--out", tmp_path / "run", "--epochs", 1, "--size", 64).returncode == 0
+    rng, images = np.random.default_rng(0), tmp_path / "images"
+    images.mkdir()
+    for i in range(64):
+        width, height = [(120, 120), (160, 128), (200, 120), (128, 160), (97, 97)][i % 5]
+        for view in "LI-A LI-B LV-A LV-B RI-A RI-B RV-A RV-B".split():
+            frame = rng.integers(0, 256, (height, width) if i % 2 else (height, width, 3), dtype=np.uint8)
+            assert cv2.imwrite(str(images / f"{i + 1:04d}{view}.{'png' if i % 3 else 'jpg'}"), frame)
+    pd.DataFrame({"Index": range(1, 65)}).to_csv(tmp_path / "test.csv", index=False)
+    words = ["--images", images, "--model", tmp_path / "run/best.keras", "--out", tmp_path / "output.csv"]
+    done = command("predict", "--csv", tmp_path / "test.csv", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    output = pd.read_csv(tmp_path / "output.csv")
+    assert output.Index.tolist() == list(range(1, 65)) and output.shape == (64, 23)
+    assert output.Aneurysm.between(0, 1).all() and set(np.unique(output.iloc[:, 2:])) <= {0, 1}
+
+
+def test_evaluate_gives_the_official_figures(command, tmp_path):
+    """Official formula, written out, against the printed figures; missing patients and columns are named."""
+    from coding_vessels.anatomy import LABELS
+    from coding_vessels.evaluation import auroc, location_accuracy, read_labels
+
+    rng = np.random.default_rng(1)
+    truth = pd.DataFrame(rng.integers(0, 2, (40, 22)), columns=LABELS).assign(Index=np.arange(40))
+    output = pd.DataFrame(rng.random((40, 22)).round(3), columns=LABELS).assign(Index=np.arange(40))
+    truth.to_csv(tmp_path / "t.csv", index=False)
+    output.sample(frac=1, random_state=1).to_csv(tmp_path / "o.csv", index=False)
+    one, two = read_labels(tmp_path / "t.csv"), read_labels(tmp_path / "o.csv")
+    places = list(LABELS[1:])
+    assert abs(location_accuracy(one, two) - (1 - np.abs(truth[places] - output[places]).to_numpy().sum() / (40 * 21))) < 1e-12
+    high, low = output.Aneurysm[truth.Aneurysm == 1], output.Aneurysm[truth.Aneurysm == 0]
+    pairs = np.mean([(a > b) + 0.5 * (a == b) for a in high for b in low])
+    assert abs(auroc(one, two) - pairs) < 1e-12
+    done = command("evaluate", "--truth", tmp_path / "t.csv", "--output", tmp_path / "o.csv")
+    assert f"{pairs:.4f}" in done.stdout and "predicting nothing" in done.stdout
+    output.drop(index=7).to_csv(tmp_path / "short.csv", index=False)
+    done = command("evaluate", "--truth", tmp_path / "t.csv", "--output", tmp_path / "short.csv")
+    assert done.returncode == 1 and "patient 7: missing" in done.stderr
+    output.drop(columns="BA").to_csv(tmp_path / "narrow.csv", index=False)
+    done = command("evaluate", "--truth", tmp_path / "t.csv", "--output", tmp_path / "narrow.csv")
+    assert done.returncode == 1 and "lacks the columns BA" in done.stderr
+
+
+def test_demo_cohort_in_data(command):
+    done = command("check", "--csv", ROOT / "data/demo/groundtruth.csv", "--images", ROOT / "data/demo")
+    assert done.returncode == 0 and "5 usable studies, 0 problems" in done.stdout

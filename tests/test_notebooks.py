@@ -1,0 +1,67 @@
+"""Every notebook runs from top to bottom, and the package and README are what the notebooks give."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook(path):
+    done = subprocess.run(
+        ["nbdev_test", "--path", str(path), "--n_workers", "2", "--do_print"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+
+
+def test_notebooks_have_outputs():
+    import nbformat
+
+    assert len(NOTEBOOKS) >= 12
+    for path in NOTEBOOKS:
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        assert any(cell.outputs for cell in cells), f"{path.name} has no saved outputs"
+        errors = [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+        assert not errors, f"{path.name} has a saved error"
+        assert path.stat().st_size < 1.5e6, f"{path.name} is too large"
+
+
+def _snapshot(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.py")}
+
+
+def test_export_changes_nothing():
+    before = _snapshot(ROOT / "coding_vessels")
+    subprocess.run(["nbdev_export"], cwd=ROOT, check=True, capture_output=True)
+    assert _snapshot(ROOT / "coding_vessels") == before
+
+
+def test_readme_is_the_index(tmp_path):
+    command = ["jupyter", "nbconvert", "--to", "markdown", "nbs/index.ipynb", "--output-dir", str(tmp_path)]
+    command += ["--output", "README", "--NbConvertApp.output_files_dir=nbs/images"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
+    for image in (tmp_path / "nbs" / "images").iterdir():
+        assert image.read_bytes() == (ROOT / "nbs" / "images" / image.name).read_bytes()
+
+
+def test_notebooks_import_only_from_lower_numbers():
+    import re
+
+    order = {path.stem[3:]: path.stem[:2] for path in NOTEBOOKS if path.stem[0].isdigit()}
+    for path in NOTEBOOKS:
+        if path.stem in ("index", "11_cli"):
+            continue
+        module = (ROOT / "coding_vessels" / f"{path.stem[3:]}.py").read_text()
+        for name in re.findall(r"(?:from|import) coding_vessels\.(\w+)", module):
+            assert order[name] < path.stem[:2], f"{path.stem} imports from {order[name]}_{name}"
+
+
+def test_light_modules_do_not_import_tensorflow():
+    names = "anatomy phantom studies preprocessing batches evaluation prediction cli".split()
+    program = f"import sys; [__import__('coding_vessels.' + name) for name in {names}]; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
