@@ -68,7 +68,7 @@ def build_model(settings: Settings) -> keras.Model:
     if settings.model == 'report': return report_model(settings.preprocessing, settings.weights)
     raise ValueError(f"'{settings.model}' is no network; use 'small' or 'report'.")
 
-# %% ../nbs/07_training.ipynb #4074ff2e
+# %% ../nbs/07_training.ipynb #ce25c09b
 def train(studies: list[Study], out, settings: Settings = Settings(), validation: list[Study] | None = None, cache=None,
           resume: bool = False, verbose: int = 2) -> pd.DataFrame:
     """Train a network on studies and return its history, one row an epoch.
@@ -91,7 +91,7 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
     Returns
     -------
     DataFrame
-        The history: epoch, loss, val_loss, learning_rate.
+        The history: epoch, loss, val_loss.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
                  keras.callbacks.EarlyStopping('val_loss', patience=settings.patience),
                  keras.callbacks.CSVLogger(str(out / 'history.csv'), append=True)]
     model.fit(batches, validation_data=study_batches(validation, settings.preprocessing, settings.batch_size, cache=cache),
-              epochs=settings.epochs, callbacks=callbacks, verbose=verbose)
+              epochs=settings.epochs, callbacks=callbacks, shuffle=False, verbose=verbose)
     return pd.read_csv(out / 'history.csv')
 
 # %% ../nbs/07_training.ipynb #253f45af
