@@ -15,15 +15,22 @@ from . import __version__
 # %% auto #0
 __all__ = ['NOT_A_MEDICAL_DEVICE', 'simulate', 'check', 'train', 'predict', 'evaluate', 'demo', 'main']
 
-# %% ../nbs/11_cli.ipynb #4c8365e1
+# %% ../nbs/11_cli.ipynb #3a7fb7e4
 NOT_A_MEDICAL_DEVICE = 'Not a medical device: for research only, not for diagnosis or treatment.'
+
+
+def _lost(problems):
+    "Return Index and error of the rows of the CSV that `read_cohort` left out."
+    lost = problems[problems.line.ne('') & problems.line.ne(1)]
+    return lost.assign(error=lost.file + ': ' + lost.problem + '; ' + lost.mend + '.')[['Index', 'error']]
 
 
 def simulate(args) -> int:
     "Write a simulated cohort in the competition's layout."
-    from coding_vessels.phantom import write_cohort
-    out = write_cohort(args.out, args.patients, args.seed, args.size, workers=args.workers)
-    print(f'{args.patients} simulated patients: {out / "groundtruth.csv"}, {out / "test.csv"}, {out / "images"}, {out / "truth"}')
+    from coding_vessels.phantom import PRESETS, write_cohort
+    if args.preset not in PRESETS: raise ValueError(f"'{args.preset}' is no preset; use one of {', '.join(PRESETS)}.")
+    out = write_cohort(args.out, args.patients, args.seed, args.size, *PRESETS[args.preset], masks=args.masks, workers=args.workers)
+    print(f'{args.patients} simulated patients: {", ".join(str(path) for path in sorted(out.iterdir()))}')
     return 0
 
 
@@ -37,21 +44,23 @@ def check(args) -> int:
     print(f'{len(studies)} usable studies, {len(problems)} problems')
     return 1 if len(problems) else 0
 
-# %% ../nbs/11_cli.ipynb #2455fe0d
+# %% ../nbs/11_cli.ipynb #423f46d6
 def train(args) -> int:
     "Train a network on a cohort into a run folder."
     from dataclasses import replace
     from coding_vessels import training
+    from coding_vessels.prediction import write_csv
     from coding_vessels.studies import read_cohort
     studies, problems = read_cohort(args.csv, args.images, decode=True)
-    if len(problems): print(f'{problems.Index.nunique()} patients or files have problems and are left out; `coding_vessels check` lists them.', file=sys.stderr)
-    settings = training.PRESETS[args.preset]
-    settings = replace(settings, seed=args.seed, epochs=args.epochs or settings.epochs, batch_size=args.batch_size or settings.batch_size,
-                       preprocessing=replace(settings.preprocessing, size=args.size or settings.preprocessing.size))
+    errors, settings = _lost(problems), training.PRESETS[args.preset]
+    given = {name: getattr(args, name) for name in ('epochs', 'batch_size') if getattr(args, name) is not None}
+    size = settings.preprocessing.size if args.size is None else args.size
+    settings = replace(settings, seed=args.seed, preprocessing=replace(settings.preprocessing, size=size), **given)
     history = training.train(studies, args.out, settings, resume=args.resume)
     best = history.loc[history.val_loss.idxmin()]
     print(f'best epoch {best.epoch + 1:.0f} of {len(history)}, validation loss {best.val_loss:.4f}: {Path(args.out) / "best.keras"}')
-    return 0
+    if len(errors): print(f'{errors.Index.nunique()} patients left out: {write_csv(errors, Path(args.out) / "errors.csv")}', file=sys.stderr)
+    return 3 if len(errors) else 0
 
 
 def predict(args) -> int:
@@ -64,26 +73,27 @@ def predict(args) -> int:
     taken = [str(file) for file in files if file.exists()]
     if taken and not args.overwrite: raise FileExistsError(f'{", ".join(taken)} exists; choose another --out or add --overwrite.')
     if out.name in ('probabilities.csv', 'errors.csv'): raise ValueError(f'--out {out.name} is taken by another result; choose another name.')
+    if not args.model: raise ValueError('this version brings no trained weights; train some with `coding_vessels train` and give them with --model.')
+    if not 0 < args.threshold <= 1: raise ValueError(f'threshold is {args.threshold}; give a number above 0, at most 1.')
     model = prediction.load_model(args.model)
     studies, problems = read_cohort(args.csv, args.images, labelled=False)
     probabilities, unread = prediction.predict_studies(model, studies)
-    lost = problems[problems.line.ne('') & problems.line.ne(1) & ~problems.Index.isin(probabilities.Index)]     # rows of the CSV without a prediction
-    errors = pd.concat([unread, pd.DataFrame({'Index': lost.Index, 'error': lost.file + ': ' + lost.problem + '; ' + lost.mend + '.'})])
+    output, errors = prediction.apply_threshold(probabilities, args.threshold), pd.concat([unread, _lost(problems)])
     if not len(probabilities): raise ValueError(f'no study of {args.csv} can be predicted; `coding_vessels check --unlabelled` says why.')
     prediction.write_csv(probabilities, files[1])
     if len(errors): prediction.write_csv(errors, files[2])
     else: files[2].unlink(missing_ok=True)
-    prediction.write_csv(prediction.apply_threshold(probabilities, args.threshold), out)
+    prediction.write_csv(output, out)
     print(f'{len(probabilities)} patients predicted: {out}, {files[1]}')
     if len(errors): print(f'{errors.Index.nunique()} patients or files left out: {files[2]}', file=sys.stderr)
     print(NOT_A_MEDICAL_DEVICE)
     return 3 if len(errors) else 0
 
-# %% ../nbs/11_cli.ipynb #b7c43192
+# %% ../nbs/11_cli.ipynb #91e8b828
 def evaluate(args) -> int:
     "Print the scores of a prediction file beside the all-negative baseline."
     from coding_vessels.evaluation import align, read_labels, scores
-    truth, output = read_labels(args.truth), read_labels(args.output)
+    truth, output = read_labels(args.truth, truth=True), read_labels(args.output)
     table = scores(truth, align(truth, output))
     print(f'{len(truth)} patients, {int(truth["Aneurysm"].sum())} with an aneurysm, {int(truth.iloc[:, 1:].to_numpy().sum())} flagged locations')
     for name, row in table.iterrows():
@@ -108,7 +118,7 @@ def demo(args) -> int:
     print(f'All of it was simulated; a few hundred patients and minutes are too little to learn the task. Everything is in {out}/.')
     return 0
 
-# %% ../nbs/11_cli.ipynb #b29c5fec
+# %% ../nbs/11_cli.ipynb #5b2990cf
 def _parser() -> argparse.ArgumentParser:
     "Return the parser of all verbs."
     parser = argparse.ArgumentParser('coding_vessels', description=f'Reads eight cerebral angiography frames a patient: is there an aneurysm, and where. {NOT_A_MEDICAL_DEVICE}')
@@ -124,12 +134,13 @@ def _parser() -> argparse.ArgumentParser:
     seed = ('--seed', dict(type=int, default=0, help='same seed, same result (default 0)'))
     verb(simulate, ('out', dict(help='new folder')), ('--patients', dict(type=int, required=True)), seed,
          ('--size', dict(type=int, help='pixels of a square frame; by default the sizes of the real cohort')),
-         ('--workers', dict(type=int, default=-1, help='processes; by default one a core')))
+         ('--preset', dict(default='kium', help='kium (default), flat-panel, image-intensifier, elderly, shifted')),
+         ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')), ('--workers', dict(type=int, default=-1, help='processes; by default one a core')))
     verb(check, csv, images, ('--unlabelled', dict(action='store_true', help='the CSV needs no labels')))
     verb(train, csv, images, ('--preset', dict(choices=('small', 'kium'), default='small', help='small: a laptop; kium: ResNet50, ImageNet, 720 px, a GPU')),
          ('--out', dict(required=True, help='run folder')), seed, ('--epochs', dict(type=int)), ('--batch-size', dict(type=int)),
          ('--size', dict(type=int, help='pixels of the network\'s frames')), ('--resume', dict(action='store_true', help='go on with an interrupted run')))
-    verb(predict, csv, images, ('--out', dict(required=True, help='output.csv')), ('--model', dict(required=True, help='best.keras of a run')),
+    verb(predict, csv, images, ('--out', dict(required=True, help='output.csv')), ('--model', dict(help='best.keras of a run; this version brings no trained weights of its own')),
          ('--threshold', dict(type=float, default=0.5, help='a location is flagged from here (default 0.5)')), ('--overwrite', dict(action='store_true')))
     verb(evaluate, ('--truth', dict(required=True, help='groundtruth.csv')), ('--output', dict(required=True, help='output.csv')))
     verb(demo, ('--out', dict(default='coding_vessels_demo', help='new folder (default coding_vessels_demo)')), seed,

@@ -15,7 +15,7 @@ from .attention import SpatialAttention
 from .preprocessing import Preprocessing
 
 # %% auto #0
-__all__ = ['FrameInput', 'preprocessing_of', 'PerView', 'report_model', 'NoisyOr', 'ViewEmbedding', 'small_model']
+__all__ = ['FrameInput', 'preprocessing_of', 'PerView', 'ViewEmbedding', 'NoisyOr', 'report_model', 'small_model']
 
 # %% ../nbs/06_model.ipynb #02f7d491
 @keras.saving.register_keras_serializable(package='coding_vessels')
@@ -73,8 +73,30 @@ class PerView(layers.Wrapper):
     def compute_output_shape(self, shape):
         return (shape[0], len(VIEWS), *self.layer.compute_output_shape((None, *shape[2:]))[1:])
 
-# %% ../nbs/06_model.ipynb #a0a009d6
-def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str | None = None) -> keras.Model:
+# %% ../nbs/06_model.ipynb #7d25e90a
+@keras.saving.register_keras_serializable(package='coding_vessels')
+class ViewEmbedding(layers.Layer):
+    "Adds a learned vector to each view's features: (batch, 8, channels), so that what follows can tell the views apart."
+
+    def build(self, input_shape):
+        self.table = self.add_weight(shape=input_shape[1:], initializer='random_normal', name='table')
+
+    def call(self, x):
+        return x + self.table
+
+# %% ../nbs/06_model.ipynb #ba32e5b4
+@keras.saving.register_keras_serializable(package='coding_vessels')
+class NoisyOr(layers.Layer):
+    "Puts the probability of any aneurysm in front of the locations' probabilities: (batch, 21) to (batch, 22)."
+
+    def call(self, locations):
+        return ops.concatenate([1 - ops.prod(1 - locations, axis=-1, keepdims=True), locations], axis=-1)
+
+    def compute_output_shape(self, shape):
+        return (shape[0], shape[1] + 1)
+
+# %% ../nbs/06_model.ipynb #0bbef3aa
+def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str | None = None, faithful: bool = False) -> keras.Model:
     """Return the network of the 2023 report, with ImageNet's input scaling and one backbone for all views.
 
     Parameters
@@ -83,6 +105,8 @@ def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str
         Sets the frame size: 64 pixels or more.
     weights : 'imagenet' or None
         None starts from random weights; 'imagenet' downloads Keras' ResNet50 weights at first use.
+    faithful : bool
+        True leaves out view embedding and noisy-or, as in the report.
 
     Returns
     -------
@@ -96,21 +120,12 @@ def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str
     per_view = keras.Model(backbone.input, layers.Flatten()(x), name='per_view')
     frames = keras.Input((len(VIEWS), size, size), dtype='uint8', name='frames')
     x = PerView(per_view)(FrameInput(asdict(preprocessing), imagenet=True)(frames))
-    x = layers.Dense(128, activation='relu')(layers.LSTM(64)(x))
-    return keras.Model(frames, layers.Dense(len(LABELS), activation='sigmoid', dtype='float32', name='labels')(x), name='report')
+    x = layers.Dense(128, activation='relu')(layers.LSTM(64)(x if faithful else ViewEmbedding()(x)))
+    if faithful: out = layers.Dense(len(LABELS), activation='sigmoid', dtype='float32', name='labels')(x)
+    else: out = NoisyOr(name='labels', dtype='float32')(layers.Dense(len(LOCATIONS), activation='sigmoid', name='locations')(x))
+    return keras.Model(frames, out, name='report')
 
-# %% ../nbs/06_model.ipynb #ba32e5b4
-@keras.saving.register_keras_serializable(package='coding_vessels')
-class NoisyOr(layers.Layer):
-    "Puts the probability of any aneurysm in front of the locations' probabilities: (batch, 21) to (batch, 22)."
-
-    def call(self, locations):
-        return ops.concatenate([1 - ops.prod(1 - locations, axis=-1, keepdims=True), locations], axis=-1)
-
-    def compute_output_shape(self, shape):
-        return (shape[0], shape[1] + 1)
-
-# %% ../nbs/06_model.ipynb #a3a64b91
+# %% ../nbs/06_model.ipynb #e865b20b
 def _residual(x, filters: int, stride: int):
     "Two 3 x 3 convolutions with a shortcut around them."
     shortcut = x if stride == 1 and x.shape[-1] == filters else layers.Conv2D(filters, 1, use_bias=False)(layers.AveragePooling2D(stride)(x) if stride > 1 else x)
@@ -118,17 +133,6 @@ def _residual(x, filters: int, stride: int):
     x = layers.ReLU()(layers.BatchNormalization()(x))
     x = layers.BatchNormalization()(layers.Conv2D(filters, 3, padding='same', use_bias=False)(x))
     return layers.ReLU()(layers.Add()([x, shortcut]))
-
-
-@keras.saving.register_keras_serializable(package='coding_vessels')
-class ViewEmbedding(layers.Layer):
-    "Adds a learned vector to each view's features: (batch, 8, channels), so that what follows can tell the views apart."
-
-    def build(self, input_shape):
-        self.table = self.add_weight(shape=input_shape[1:], initializer='random_normal', name='table')
-
-    def call(self, x):
-        return x + self.table
 
 
 def small_model(preprocessing: Preprocessing = Preprocessing(128)) -> keras.Model:

@@ -91,7 +91,7 @@ def predict_studies(model, studies: list[Study], batch_size: int = 8) -> tuple[p
     flush()
     return pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(errors, columns=['Index', 'error'])
 
-# %% ../nbs/09_prediction.ipynb #cfb9bdd9
+# %% ../nbs/09_prediction.ipynb #255cc1ad
 def write_csv(table: pd.DataFrame, path) -> Path:
     "Write a table as CSV, beside first and then renamed, and return the path."
     path = Path(path)
@@ -113,6 +113,11 @@ def apply_threshold(probabilities: pd.DataFrame, threshold: float = 0.5) -> pd.D
         As `predict_studies` returns it.
     threshold : float
         A location is flagged at this probability or above; more than 0, at most 1.
+
+    Returns
+    -------
+    DataFrame
+        The same rows and columns.
 
     Raises
     ------

@@ -71,7 +71,7 @@ def find_frames(images) -> dict[tuple[str, str], list[Path]]:
             found.setdefault((canonical_index(name['index']), name['view'].upper()), []).append(path)
     return found
 
-# %% ../nbs/02_studies.ipynb #d3d2b56a
+# %% ../nbs/02_studies.ipynb #fc2b7785
 class FrameError(ValueError):
     "An image file cannot be used; the message names the file and the reason."
 
@@ -91,13 +91,16 @@ def read_frame(path) -> np.ndarray:
     Raises
     ------
     FrameError
-        If the file is missing, is not an image, or is truncated.
+        If the file is missing, is not an image, is truncated, or has 16 bits a pixel.
     """
     try: data = Path(path).read_bytes()
     except OSError as error: raise FrameError(f'{path} cannot be opened ({error.strerror}); check the file.') from None
     if data[:2] == b'\xff\xd8' and b'\xff\xd9' not in data[-4096:]:
         raise FrameError(f'{path} is a truncated JPEG; copy the file again.')
-    frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
+    if data[:4] == b'\x89PNG' and data[24:25] == b'\x10':
+        raise FrameError(f'{path} has 16 bits a pixel; export the frame with 8 bits.')
+    try: frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
+    except cv2.error: frame = None
     if frame is None: raise FrameError(f'{path} is not a readable image; export the frame again as JPEG or PNG.')
     return frame
 
@@ -145,7 +148,7 @@ def parse_labels(row: pd.Series) -> tuple[np.ndarray | None, list[tuple[str, str
         return None, [(says, 'make Aneurysm 1 exactly when a location is 1')]
     return labels, []
 
-# %% ../nbs/02_studies.ipynb #a78fe067
+# %% ../nbs/02_studies.ipynb #e93ecf05
 def read_cohort(csv, images, labelled: bool = True, decode: bool = False) -> tuple[list[Study], pd.DataFrame]:
     """Return the usable studies of a cohort and a table of everything that is wrong with it.
 
@@ -190,11 +193,11 @@ def read_cohort(csv, images, labelled: bool = True, decode: bool = False) -> tup
         if len(problems) == before: studies.append(Study(row['Index'], tuple(paths[0] for paths in files), labels))
     for index in sorted({index for index, _ in found} - set(seen)):
         note(index, next(paths[0] for (i, _), paths in found.items() if i == index), '', 'images without a row in the CSV', 'add a row or remove the images')
-    if decode: studies = _decodable(studies, note)
+    if decode: studies = _decodable(studies, {row['Index']: line for line, row in table.iloc[::-1].iterrows()}, note)
     return studies, pd.DataFrame(problems, columns=['Index', 'file', 'line', 'problem', 'mend'])
 
 
-def _decodable(studies: list[Study], note) -> list[Study]:
+def _decodable(studies: list[Study], lines: dict[str, int], note) -> list[Study]:
     "Return the studies whose eight frames can all be read, and note the others."
     def unreadable(study):
         errors = []
@@ -207,11 +210,11 @@ def _decodable(studies: list[Study], note) -> list[Study]:
     for study, errors in zip(studies, tqdm(checks, total=len(studies), desc='reading frames', unit='study', delay=3)):
         for path, message in errors:
             problem, mend = message.removeprefix(f'{path} ').split('; ')
-            note(study.index, path, '', problem, mend.rstrip('.'))
+            note(study.index, path, lines[study.index], problem, mend.rstrip('.'))
         if not errors: good.append(study)
     return good
 
-# %% ../nbs/02_studies.ipynb #0c793b23
+# %% ../nbs/02_studies.ipynb #ae2ea469
 def split_studies(studies: list[Study], shares: tuple[float, ...] = (0.7, 0.15, 0.15), seed: int = 0) -> list[list[Study]]:
     """Return the studies dealt into parts, stratified by the rarest location flagged.
 
@@ -240,8 +243,9 @@ def split_studies(studies: list[Study], shares: tuple[float, ...] = (0.7, 0.15, 
     counts = flags.sum(axis=0)
     strata = np.where(flags.any(axis=1), np.where(flags, counts, counts.max(initial=0) + 1).argmin(axis=1), -1)
     order = np.random.default_rng(seed).permutation(len(studies))
+    sizes = np.array([(strata == stratum).sum() for stratum in strata])
     parts = [[] for _ in shares]
-    for i in order[np.argsort(strata[order], kind='stable')]:
+    for i in order[np.lexsort((strata[order], sizes[order]))]:                 # the smallest strata first
         dealt = 1 + sum(map(len, parts))
         lag = [share * dealt - len(part) for share, part in zip(shares, parts)]
         parts[int(np.argmax(lag))].append(studies[i])

@@ -25,11 +25,11 @@ from .studies import Study, split_studies
 # %% auto #0
 __all__ = ['PRESETS', 'positive_weights', 'weighted_crossentropy', 'Settings', 'build_model', 'train']
 
-# %% ../nbs/07_training.ipynb #9635220b
+# %% ../nbs/07_training.ipynb #a32dc0b4
 def positive_weights(studies: list[Study], bound: float = 10.0) -> np.ndarray:
-    "Return how much a positive of each label weighs, shape (22,): negatives per positive, kept between 1 and `bound`."
+    "Return how much a positive of each label weighs, shape (22,): the root of the negatives per positive, kept between 1 and `bound`."
     positives = np.sum([study.labels for study in studies], axis=0)
-    return np.clip((len(studies) - positives) / np.maximum(positives, 1), 1, bound).astype(np.float32)
+    return np.clip(np.sqrt((len(studies) - positives) / np.maximum(positives, 1)), 1, bound).astype(np.float32)
 
 
 def weighted_crossentropy(weights: np.ndarray):
@@ -42,7 +42,7 @@ def weighted_crossentropy(weights: np.ndarray):
         return ops.sum(-(weights * labels * ops.log(p) + (1 - labels) * ops.log(1 - p)) * share, axis=-1)
     return loss
 
-# %% ../nbs/07_training.ipynb #8db7d2fc
+# %% ../nbs/07_training.ipynb #410d3cf3
 @dataclass(frozen=True)
 class Settings:
     "Everything that decides a training run."
@@ -56,19 +56,27 @@ class Settings:
     patience: int = 8                   # epochs without improvement before it stops
     seed: int = 0
 
+    def __post_init__(self):
+        for name in ('batch_size', 'epochs', 'patience', 'learning_rate'):
+            if getattr(self, name) <= 0: raise ValueError(f'{name} is {getattr(self, name)}; it must be above 0.')
+
 
 PRESETS = {
     'small': Settings(),
     'kium': Settings(model='report', weights='imagenet', preprocessing=Preprocessing(720), batch_size=8, epochs=50, learning_rate=1e-4)}
 
-# %% ../nbs/07_training.ipynb #dc1be619
+# %% ../nbs/07_training.ipynb #c892e286
 def build_model(settings: Settings) -> keras.Model:
     "Return the untrained network of the settings."
     if settings.model == 'small': return small_model(settings.preprocessing)
-    if settings.model == 'report': return report_model(settings.preprocessing, settings.weights)
+    if settings.model == 'report':
+        try: return report_model(settings.preprocessing, settings.weights)
+        except Exception as error:                            # Keras raises a bare Exception if the download fails
+            if settings.weights is None: raise
+            raise ValueError(f"the weights '{settings.weights}' cannot be loaded ({str(error).splitlines()[0][:100]}); their first use needs the internet.") from None
     raise ValueError(f"'{settings.model}' is no network; use 'small' or 'report'.")
 
-# %% ../nbs/07_training.ipynb #ce25c09b
+# %% ../nbs/07_training.ipynb #d72f09de
 def train(studies: list[Study], out, settings: Settings = Settings(), validation: list[Study] | None = None, cache=None,
           resume: bool = False, verbose: int = 2) -> pd.DataFrame:
     """Train a network on studies and return its history, one row an epoch.
@@ -103,9 +111,9 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
     out = Path(out)
     if validation is None: studies, validation = split_studies(studies, (0.85, 0.15), settings.seed)
     if len(studies) < 2 or not validation: raise ValueError(f'{len(studies)} studies to train and {len(validation)} to validate are too few.')
-    _open_run(out, settings, studies, validation, resume)
     keras.utils.set_random_seed(settings.seed)
     model, cache = build_model(settings), cache or out / 'cache'
+    if _open_run(out, settings, studies, validation, resume): return pd.read_csv(out / 'history.csv')
     batches = study_batches(studies, settings.preprocessing, settings.batch_size, True, settings.seed, settings.augmentation, cache)
     steps = -(-len(studies) // settings.batch_size)
     model.compile(keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps * settings.epochs), clipnorm=1.0),
@@ -117,22 +125,27 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
                  keras.callbacks.CSVLogger(str(out / 'history.csv'), append=True)]
     model.fit(batches, validation_data=study_batches(validation, settings.preprocessing, settings.batch_size, cache=cache),
               epochs=settings.epochs, callbacks=callbacks, shuffle=False, verbose=verbose)
+    record = json.loads((out / 'settings.json').read_text(encoding='utf-8')) | {'finished': True}
+    (out / 'settings.json').write_text(json.dumps(record, indent=1), encoding='utf-8')
     return pd.read_csv(out / 'history.csv')
 
-# %% ../nbs/07_training.ipynb #253f45af
-def _open_run(out: Path, settings: Settings, studies: list[Study], validation: list[Study], resume: bool) -> None:
-    "Make the run folder and its settings.json, or check that an old run can go on."
+# %% ../nbs/07_training.ipynb #f8a95056
+def _open_run(out: Path, settings: Settings, studies: list[Study], validation: list[Study], resume: bool) -> bool:
+    "Make the run folder and its settings.json, or check that an old run can go on; return whether it is finished already."
+    patients = {'train': [study.index for study in studies], 'validation': [study.index for study in validation]}
     if resume and (out / 'settings.json').exists():
-        before = json.loads((out / 'settings.json').read_text(encoding='utf-8'))['settings']
-        other = [name for name, value in json.loads(json.dumps(asdict(settings))).items() if before.get(name) != value]
-        if other: raise ValueError(f'{out} was begun with another {", ".join(other)}; resume with the same settings or choose another folder.')
-        return
+        record = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
+        before, now = record['settings'] | {name: record[name] for name in patients}, json.loads(json.dumps(asdict(settings))) | patients
+        other = [name for name, value in now.items() if before.get(name) != value]
+        if other: raise ValueError(f'{out} was begun with another {", ".join(other)}; resume with the same, or choose another folder.')
+        return record.get('finished', False)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f'{out} exists and is not empty; choose another folder, or resume the run in it.')
     out.mkdir(parents=True, exist_ok=True)
-    record = {'settings': asdict(settings), 'train': [study.index for study in studies], 'validation': [study.index for study in validation],
+    record = {'settings': asdict(settings)} | patients | {
               'versions': {'coding_vessels': __version__, 'keras': keras.__version__, 'numpy': np.__version__, 'python': platform.python_version()}}
     (out / 'settings.json').write_text(json.dumps(record, indent=1), encoding='utf-8')
+    return False
 
 
 def _best_loss(out: Path) -> float | None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 import venv
 from pathlib import Path
 
@@ -90,11 +91,12 @@ def test_evaluate_gives_the_official_figures(command, tmp_path):
     from coding_vessels.evaluation import auroc, location_accuracy, read_labels
 
     rng = np.random.default_rng(1)
-    truth = pd.DataFrame(rng.integers(0, 2, (40, 22)), columns=LABELS).assign(Index=np.arange(40))
+    truth = pd.DataFrame((rng.random((40, 22)) < 0.04).astype(int), columns=LABELS).assign(Index=np.arange(40))
+    truth["Aneurysm"] = truth[list(LABELS[1:])].max(axis=1)
     output = pd.DataFrame(rng.random((40, 22)).round(3), columns=LABELS).assign(Index=np.arange(40))
     truth.to_csv(tmp_path / "t.csv", index=False)
     output.sample(frac=1, random_state=1).to_csv(tmp_path / "o.csv", index=False)
-    one, two = read_labels(tmp_path / "t.csv"), read_labels(tmp_path / "o.csv")
+    one, two = read_labels(tmp_path / "t.csv", truth=True), read_labels(tmp_path / "o.csv")
     places = list(LABELS[1:])
     assert abs(location_accuracy(one, two) - (1 - np.abs(truth[places] - output[places]).to_numpy().sum() / (40 * 21))) < 1e-12
     high, low = output.Aneurysm[truth.Aneurysm == 1], output.Aneurysm[truth.Aneurysm == 0]
@@ -113,3 +115,31 @@ def test_evaluate_gives_the_official_figures(command, tmp_path):
 def test_demo_cohort_in_data(command):
     done = command("check", "--csv", ROOT / "data/demo/groundtruth.csv", "--images", ROOT / "data/demo")
     assert done.returncode == 0 and "5 usable studies, 0 problems" in done.stdout
+
+
+def test_demo_cohort_is_what_its_command_writes(command, tmp_path):
+    assert command("simulate", tmp_path / "demo", "--patients", 5, "--seed", 2023, "--size", 256).returncode == 0
+    for name in ("groundtruth.csv", "truth/1002.json"):
+        assert (tmp_path / "demo" / name).read_text() == (ROOT / "data/demo" / name).read_text(), name
+    for path in (ROOT / "data/demo/images").iterdir():
+        ours, theirs = (cv2.imread(str(folder / path.name), 0).astype(int) for folder in (path.parent, tmp_path / "demo/images"))
+        assert np.abs(ours - theirs).mean() < 1, path.name
+
+
+def test_a_killed_run_resumes(command, tmp_path):
+    """SIGKILL after the second epoch; the resumed run has every epoch once, and resuming a finished run trains nothing."""
+    assert command("simulate", tmp_path / "c", "--patients", 12, "--size", 96).returncode == 0
+    words = ["train", "--csv", tmp_path / "c/groundtruth.csv", "--images", tmp_path / "c", "--out", tmp_path / "run", "--epochs", "30", "--size", "64"]
+    process = subprocess.Popen([sys.executable, "-m", "coding_vessels", *map(str, words)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    history, deadline = tmp_path / "run/history.csv", time.time() + 240
+    while time.time() < deadline and not (history.exists() and len(history.read_text().splitlines()) >= 3):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    before = len(pd.read_csv(history))
+    assert 2 <= before < 30
+    assert command(*words, "--resume").returncode == 0
+    epochs = pd.read_csv(history).epoch.tolist()
+    assert epochs[-1] > before and sorted(set(epochs)) == list(range(epochs[-1] + 1)) and len(epochs) <= epochs[-1] + 2
+    assert command(*words, "--resume").returncode == 0
+    assert pd.read_csv(history).epoch.tolist() == epochs
