@@ -117,7 +117,7 @@ def draw_size(table: dict, name: str, rng: np.random.Generator) -> float:
     mean, deviation = table[name]
     return mean + deviation * float(np.clip(rng.normal(), -2.2, 2.2))
 
-# %% ../nbs/01_phantom.ipynb #b043e2f9
+# %% ../nbs/01_phantom.ipynb #d3d6b9c9
 # Positive patients per location among the 1,127 of the 2023 K-ium cohort, in the order of LOCATIONS, and patients by number of flags.
 COHORT_POSITIVES = np.array([100, 100, 35, 34, 30, 18, 21, 13, 66, 30, 67, 96, 17, 11, 3, 2, 6, 4, 24, 3, 1])
 COHORT_FLAGS = np.array([604, 402, 92, 23, 4, 2])
@@ -142,6 +142,7 @@ class Population:
     trifurcation: float = 0.20                     # M1 splits into three
     tortuous: float = 0.20                         # the carotid winds through the neck
     external: float = 0.15                         # branches of the external carotid fill as well
+    clipped: float = 0.04                          # per patient: a metal clip from an earlier operation
 
     def __post_init__(self):
         if abs(sum(self.flags) - 1) > 1e-6 or abs(sum(self.locations) - 1) > 1e-6: raise ValueError('flags and locations are shares; each must add up to 1.')
@@ -638,7 +639,7 @@ def path_lengths(camera: Camera, segments: np.ndarray, aneurysms: list[Aneurysm]
         domes.append(dome)
     return image, domes
 
-# %% ../nbs/01_phantom.ipynb #5f492fd7
+# %% ../nbs/01_phantom.ipynb #8d29fe50
 BONES = [  # centre and half-axes in mm, and density, left side or midline
     ((0, 15, 18), (75, 95, 81), 1.0), ((0, 15, 18), (71.5, 91.5, 77.5), -1.0), ((30, 14, -27), (30, 8, 9), 0.8), ((32, -22, -8), (30, 4, 5), 0.8),
     ((22, -52, -8), (19, 20, 17), -0.5), ((0, -46, -40), (26, 22, 14), 0.5), ((0, -55, -52), (22, 14, 7), 0.7), ((0, -50, -70), (30, 24, 10), 0.6),
@@ -647,11 +648,11 @@ BONES += [((-x, y, z), axes, density) for (x, y, z), axes, density in BONES if x
 BONES += [((20 * math.sin(turn), -46 - 20 * math.cos(turn), z), (3, 3, 7), 1.6) for turn in np.linspace(-1.4, 1.4, 12) for z in (-52, -64)]
 
 
-def draw_bones(camera: Camera, rng: np.random.Generator) -> np.ndarray:
-    "Return the path length in mm through the head's bones, weighted by density, with their grain, at half the camera's resolution."
+def draw_bones(camera: Camera, rng: np.random.Generator, metal=()) -> np.ndarray:
+    "Return the path length in mm through the head's bones, and metal like them, weighted by density, with their grain, at half the camera's resolution."
     size = camera.size[0] // 2, camera.size[1] // 2
     total, far = np.zeros(size[::-1], np.float32), float(max(size))
-    for (x, y, z), axes, density in BONES:
+    for (x, y, z), axes, density in [*BONES, *metal]:
         centre = np.array([x, y, z], float)
         (u, v, scale), = camera.project(centre[None]) / 2
         reach = min(max(axes) * scale * 1.1, far)
@@ -660,8 +661,8 @@ def draw_bones(camera: Camera, rng: np.random.Generator) -> np.ndarray:
     fine = cv2.GaussianBlur(rng.standard_normal(total.shape, np.float32), (0, 0), 0.45 * size[1] / 360)
     return total * (1 + 0.06 * coarse + 0.18 * fine)
 
-# %% ../nbs/01_phantom.ipynb #e81f84b0
-def expose(path: np.ndarray, camera: Camera, rng: np.random.Generator, scanner: Scanner = Scanner()) -> np.ndarray:
+# %% ../nbs/01_phantom.ipynb #9d17991c
+def expose(path: np.ndarray, camera: Camera, rng: np.random.Generator, scanner: Scanner = Scanner(), metal=()) -> np.ndarray:
     "Return the frame, float32 (height, width), in grey levels."
     height, width = path.shape
     pixels = camera.focal / np.linalg.norm(camera.source)                              # per mm
@@ -669,7 +670,7 @@ def expose(path: np.ndarray, camera: Camera, rng: np.random.Generator, scanner: 
     path = cv2.GaussianBlur(path, (0, 0), rng.uniform(*scanner.blur) * pixels)
     path = cv2.scaleAdd(cv2.resize(veil, (width, height)), rng.uniform(*scanner.blush), path)
     light = cv2.exp(path * -rng.uniform(*scanner.attenuation))
-    bones, shift = draw_bones(camera, rng), rng.normal(0, 0.5, 2) * rng.uniform(*scanner.motion) * pixels
+    bones, shift = draw_bones(camera, rng, metal), rng.normal(0, 0.5, 2) * rng.uniform(*scanner.motion) * pixels
     ghost = shift[0] * cv2.Sobel(bones, cv2.CV_32F, 0, 1, scale=0.125) + shift[1] * cv2.Sobel(bones, cv2.CV_32F, 1, 0, scale=0.125)
     shade = cv2.GaussianBlur(rng.normal(0, rng.uniform(*scanner.shading), (9, 9)).astype(np.float32), (0, 0), 1.2)
     ground = np.clip(ghost, -35, 35) + cv2.resize(shade, bones.shape[::-1], interpolation=cv2.INTER_CUBIC) + rng.uniform(*scanner.background)
@@ -709,7 +710,7 @@ class Phantom:
     quality: int                   # of the JPEG files
     colour: bool                   # JPEG files with three channels
 
-# %% ../nbs/01_phantom.ipynb #7ca76a15
+# %% ../nbs/01_phantom.ipynb #48a2870c
 def draw_phantom(seed, size: int | tuple[int, int] | None = None, population: Population = Population(), scanner: Scanner = Scanner()) -> Phantom:
     """Return one simulated patient.
 
@@ -732,6 +733,7 @@ def draw_phantom(seed, size: int | tuple[int, int] | None = None, population: Po
     aneurysms = [draw_aneurysm(location, vessels, anatomy, population) for location in locations]
     size = tuple(machine.choice(scanner.sizes).tolist()) if size is None else (size, size) if isinstance(size, int) else size
     rounded = machine.random() < scanner.rounded
+    metal = [(anatomy.normal(0, (14, 8, 5)), anatomy.permutation([0.9, 1.2, 6.0]), 12.0)] if anatomy.random() < population.clipped else []
     segments = {injection: segments_of(list(vessels.values()), injection, machine, scanner) for injection in ('LI', 'LV', 'RI', 'RV')}
     frames, masks, truths = [], [], [[] for _ in aneurysms]
     for view in VIEWS:
@@ -740,7 +742,7 @@ def draw_phantom(seed, size: int | tuple[int, int] | None = None, population: Po
         mask, total = (path > 0.4).astype(np.uint8), path.copy()
         for dome in domes:
             if dome is not None: mask[dome > 0.4], total = 2, total + dome
-        frame, seen = finish(expose(total, camera, machine, scanner), view, rounded, machine, scanner)
+        frame, seen = finish(expose(total, camera, machine, scanner, metal), view, rounded, machine, scanner)
         for truth, aneurysm, dome in zip(truths, aneurysms, domes): truth.append(_view_truth(aneurysm, camera, path, dome, seen))
         frames.append(frame)
         masks.append(mask * seen)

@@ -19,32 +19,51 @@ import cv2
 import joblib
 import numpy as np
 
-from coding_vessels.phantom import INTENSIFIER, Population, Scanner, draw_phantom
+from coding_vessels.anatomy import VIEWS
+from coding_vessels.phantom import INTENSIFIER, Population, Scanner, aim, draw_vessels, expose, finish, path_lengths, segments_of
 
 CROP = 256
 
 
 def contrast(frame):
     """Return how much darker each pixel is than its surroundings, as a share of them; black borders give 0."""
-    small = cv2.resize(frame, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
-    ground = cv2.resize(cv2.medianBlur(small, 31), frame.shape[::-1], interpolation=cv2.INTER_LINEAR).astype(np.float32)
-    return np.where((ground > 20) & (frame > 3), (ground - frame) / np.maximum(ground, 20), 0).astype(np.float32)
+    small = cv2.resize(frame, None, fx=0.125, fy=0.125, interpolation=cv2.INTER_AREA)
+    ground = cv2.resize(cv2.medianBlur(small, 21), frame.shape[::-1], interpolation=cv2.INTER_LINEAR).astype(np.float32)
+    return np.where(ground > 20, (ground - frame) / np.maximum(ground, 20), 0).astype(np.float32)
+
+
+def sequence_minimum(seed):
+    """Return the pixel-wise minimum of a few exposures of each view, as a sequence gives it, and the vessel masks.
+
+    The head moves from exposure to exposure, so bright and dark ghosts of the bones become dark ones only.
+    """
+    rng = np.random.default_rng(seed)
+    wide = dict(field_of_view=(170, 290), letters=0.5, shading=(4, 20), noise=(0.5, 3.0), attenuation=(0.12, 0.30), rounded=0.1)
+    scanner = replace(INTENSIFIER if rng.random() < 0.4 else Scanner(), **wide)
+    population = replace(Population(), external=0.6, tortuous=0.4)
+    scanner = replace(scanner, background=(rng.uniform(*scanner.background),) * 2, motion=(0.0, rng.choice([0.5, 1.5, 3.0])))
+    vessels, minima, masks = list(draw_vessels(rng, population).values()), [], []
+    for view in VIEWS:
+        camera, segments = aim(view, (800, 800), rng, scanner), segments_of(vessels, view[:2], rng, scanner)
+        path, _ = path_lengths(camera, segments, [], view[:2])
+        exposures = [expose(path * rng.uniform(0.6, 1), camera, rng, scanner) for _ in range(3)]
+        frame, seen = finish(np.min(exposures, axis=0), view, False, rng, scanner)
+        minima.append(frame)
+        masks.append((path > 0.4) * seen)
+    return minima, masks
 
 
 def crops_of(seed, number=3):
     """Return crops of contrast and mask from one simulated patient."""
-    rng = np.random.default_rng(seed)
-    wide = dict(field_of_view=(170, 290), collimated=0.4, letters=0.5, motion=(0.0, 1.2), shading=(4, 20), noise=(0.5, 4.0), attenuation=(0.10, 0.26))
-    scanner = replace(INTENSIFIER if rng.random() < 0.3 else Scanner(), rounded=0.1, **wide)
-    phantom = draw_phantom([int(seed), 1], 800, replace(Population(), external=0.6, tortuous=0.4), scanner)
-    inputs, masks = [], []
-    for frame, mask in zip(phantom.frames, phantom.masks):
+    rng = np.random.default_rng([seed, 1])
+    inputs, targets = [], []
+    for frame, mask in zip(*sequence_minimum(seed)):
         x = contrast(frame)
         for _ in range(number):
             top, left = rng.integers(0, 800 - CROP, 2)
             inputs.append(x[top : top + CROP, left : left + CROP])
-            masks.append(mask[top : top + CROP, left : left + CROP] > 0)
-    return np.array(inputs, np.float16), np.array(masks, np.uint8)
+            targets.append(mask[top : top + CROP, left : left + CROP])
+    return np.array(inputs, np.float16), np.array(targets, np.uint8)
 
 
 def network():
