@@ -750,7 +750,7 @@ def draw_phantom(seed, size: int | tuple[int, int] | None = None, population: Po
     described = [_truth(aneurysm, views) for aneurysm, views in zip(aneurysms, truths)]
     return Phantom(frames, masks, labels, described, int(machine.integers(*scanner.jpeg_quality)), bool(machine.random() < scanner.colour))
 
-# %% ../nbs/01_phantom.ipynb #8e409cb3
+# %% ../nbs/01_phantom.ipynb #6a9edac0
 def _view_truth(aneurysm: Aneurysm, camera: Camera, path: np.ndarray, dome: np.ndarray | None, seen: np.ndarray) -> dict:
     "Return where one view shows an aneurysm: pixels, whether it is filled and framed, and its share of all contrast medium within its outline."
     (x, y, scale), = camera.project(aneurysm.centre[None])
@@ -758,7 +758,7 @@ def _view_truth(aneurysm: Aneurysm, camera: Camera, path: np.ndarray, dome: np.n
     outline = np.zeros_like(path, bool) if dome is None else dome > 0
     share = float(dome[outline].sum() / (dome[outline].sum() + path[outline].sum())) if outline.any() else 0.0
     return {'x': round(float(x), 2), 'y': round(float(y), 2), 'radius': round(float(aneurysm.diameter / 2 * scale), 2),
-            'visible': bool(framed and outline.any()), 'clear': round(share, 3)}
+            'visible': bool(framed and dome is not None), 'clear': round(share, 3)}
 
 
 def _truth(aneurysm: Aneurysm, views: list[dict]) -> dict:
