@@ -37,14 +37,15 @@ def command(tmp_path_factory):
     outside = next(path for path in map(Path, sys.path) if path.name == "site-packages" and (path / "numpy").exists())
     (site / "dependencies.pth").write_text(f"{outside}\n")  # the dependencies, after the wheel
 
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
     def run(*words, cwd=folder):
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         return subprocess.run(
             [python, "-m", "coding_vessels", *map(str, words)], cwd=cwd, capture_output=True, text=True, env=environment
         )
 
     where = subprocess.run(
-        [python, "-c", "import coding_vessels; print(coding_vessels.__file__)"], cwd=folder, capture_output=True, text=True
+        [python, "-c", "import coding_vessels; print(coding_vessels.__file__)"], cwd=folder, capture_output=True, text=True, env=environment
     )
     assert str(site) in where.stdout, "the wheel itself is tested"
     return run
