@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'FRONTAL', 'LOCATION_NAMES', 'LOCATIONS', 'LABELS', 'COLUMNS', 'MAP', 'SHOWN', 'MIRROR_VIEWS',
-           'MIRROR_LABELS', 'View', 'parse_view', 'views_of', 'mirror_study']
+           'MIRROR_LABELS', 'STRUCTURES', 'MIRRORED', 'READINGS', 'View', 'parse_view', 'views_of', 'mirror_study',
+           'structure_of']
 
 # %% ../nbs/00_anatomy.ipynb #f45752b9
 from typing import NamedTuple
@@ -136,3 +137,34 @@ def mirror_study(frames: np.ndarray) -> np.ndarray:
     mirrored = frames[MIRROR_VIEWS]
     mirrored[FRONTAL] = mirrored[FRONTAL][:, :, ::-1]
     return mirrored
+
+# %% ../nbs/00_anatomy.ipynb #9487eec5
+STRUCTURES = ('ICA', 'PCOM', 'AntChor', 'ACA', 'ACOM', 'MCA', 'VA', 'PICA', 'BA', 'SCA', 'SCA of the other side', 'PCA', 'PCA of the other side')
+
+
+def structure_of(location: str, view: str) -> int:
+    """Return which of `STRUCTURES` a location is in a view.
+
+    Parameters
+    ----------
+    location, view : str
+        One of `LOCATIONS`, and a view that shows it.
+
+    Returns
+    -------
+    int
+        0 to 12.
+
+    Raises
+    ------
+    ValueError
+        If the view's injection does not fill the location.
+    """
+    if view not in views_of(location): raise ValueError(f'{view} does not show {location}; use one of {", ".join(views_of(location))}.')
+    vessel = location.split('_')[-1]
+    return STRUCTURES.index(vessel if vessel not in ('SCA', 'PCA') or location[0] == view[0] else f'{vessel} of the other side')
+
+# %% ../nbs/00_anatomy.ipynb #9bf510f3
+MIRRORED = FRONTAL & np.array([view[0] == 'R' for view in VIEWS])     # these views must be flipped to look like left ones
+READINGS = np.array([sorted(np.flatnonzero(row), key=lambda view: VIEWS[view][0] != location[0]) * int(4 // row.sum())
+                     for location, row in zip(LOCATIONS, SHOWN)])     # (21, 4): the views of each location, its own side first; two views come twice

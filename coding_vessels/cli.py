@@ -118,7 +118,7 @@ def demo(args) -> int:
     print(f'All of it was simulated; a few hundred patients and minutes are too little to learn the task. Everything is in {out}/.')
     return 0
 
-# %% ../nbs/11_cli.ipynb #5b2990cf
+# %% ../nbs/11_cli.ipynb #ba6f160b
 def _parser() -> argparse.ArgumentParser:
     "Return the parser of all verbs."
     parser = argparse.ArgumentParser('coding_vessels', description=f'Reads eight cerebral angiography frames a patient: is there an aneurysm, and where. {NOT_A_MEDICAL_DEVICE}')
@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     seed = ('--seed', dict(type=int, default=0, help='same seed, same result (default 0)'))
     verb(simulate, ('out', dict(help='new folder')), ('--patients', dict(type=int, required=True)), seed,
          ('--size', dict(type=int, help='pixels of a square frame; by default the sizes of the real cohort')),
-         ('--preset', dict(default='kium', help='kium (default), flat-panel, image-intensifier, elderly, shifted')),
+         ('--preset', dict(default='kium', help='kium (default), flat-panel, image-intensifier, elderly, shifted, training')),
          ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')), ('--workers', dict(type=int, default=-1, help='processes; by default one a core')))
     verb(check, csv, images, ('--unlabelled', dict(action='store_true', help='the CSV needs no labels')))
     verb(train, csv, images, ('--preset', dict(choices=('small', 'kium'), default='small', help='small: a laptop; kium: ResNet50, ImageNet, 720 px, a GPU')),

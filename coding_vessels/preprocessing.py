@@ -22,7 +22,7 @@ def resize(frame: np.ndarray, width: int, height: int) -> np.ndarray:
     shrinks = width * height < frame.shape[0] * frame.shape[1]
     return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
-# %% ../nbs/03_preprocessing.ipynb #64a69eb9
+# %% ../nbs/03_preprocessing.ipynb #908b898f
 def fit(frame: np.ndarray, size: int) -> np.ndarray:
     "Return the whole frame within a square of `size` pixels, the rest filled with the frame's median."
     longest = max(frame.shape)
@@ -33,10 +33,10 @@ def fit(frame: np.ndarray, size: int) -> np.ndarray:
     return square
 
 
-def centre_crop(frame: np.ndarray, size: int) -> np.ndarray:
-    "Return the report's way: the largest centred square, resized; the rest is lost."
+def centre_crop(frame: np.ndarray, size: int, field: float = 1.0) -> np.ndarray:
+    "Return a centred square, `field` times the frame's shorter side, resized; with 1.0 the report's way."
     height, width = frame.shape
-    side = min(height, width)
+    side = max(1, round(field * min(height, width)))
     top, left = (height - side) // 2, (width - side) // 2
     return resize(frame[top:top + side, left:left + side], size, size)
 
@@ -62,17 +62,28 @@ def raise_contrast(frame: np.ndarray, factor: float = 1.25) -> np.ndarray:
     table = np.clip(mean + factor * (np.arange(256) - mean), 0, 255).astype(np.uint8)
     return cv2.LUT(frame, table)
 
-# %% ../nbs/03_preprocessing.ipynb #a7815ab2
+# %% ../nbs/03_preprocessing.ipynb #3352c08a
 @dataclass(frozen=True)
 class Preprocessing:
     "The settings of preprocessing; a trained model carries them along."
     size: int = 720            # pixels of the square
-    crop: bool = False         # True: the report's centre crop
+    field: float | None = None # share of the frame's shorter side that a centred square covers; None: the whole frame
     sharpness: float = 2.0
     contrast: float = 1.25
 
     def __post_init__(self):
         if not 16 <= self.size <= 4096: raise ValueError(f'size is {self.size} pixels; use 16 to 4096.')
+        if self.field is not None and not 0.1 <= self.field <= 1: raise ValueError(f'field is {self.field}; use 0.1 to 1, or None for the whole frame.')
+
+    def place(self, x, y, width: int, height: int):
+        "Return where a pixel of a frame of that size lies in the square, x and y in pixels, and the square's pixels per pixel of the frame."
+        scale = self.size / (max(width, height) if self.field is None else self.field * min(width, height))
+        return (x + 0.5 - width / 2) * scale + self.size / 2 - 0.5, (y + 0.5 - height / 2) * scale + self.size / 2 - 0.5, scale
+
+    def place_back(self, x, y, width: int, height: int):
+        "Return where a pixel of the square lies in a frame of that size: x and y in pixels."
+        _, _, scale = self.place(0, 0, width, height)
+        return (x + 0.5 - self.size / 2) / scale + width / 2 - 0.5, (y + 0.5 - self.size / 2) / scale + height / 2 - 0.5
 
 
 def preprocess_frame(frame: np.ndarray, settings: Preprocessing = Preprocessing()) -> np.ndarray:
@@ -96,7 +107,7 @@ def preprocess_frame(frame: np.ndarray, settings: Preprocessing = Preprocessing(
     """
     if frame.ndim != 2 or frame.dtype != np.uint8:
         raise ValueError(f'a frame of shape {frame.shape} and type {frame.dtype} came; give one grey channel, uint8.')
-    square = (centre_crop if settings.crop else fit)(frame, settings.size)
+    square = fit(frame, settings.size) if settings.field is None else centre_crop(frame, settings.size, settings.field)
     return raise_contrast(sharpen(invert(square), settings.sharpness), settings.contrast)
 
 

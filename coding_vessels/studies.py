@@ -21,13 +21,14 @@ from .anatomy import LABELS, LOCATIONS, VIEWS
 __all__ = ['Study', 'canonical_index', 'find_frames', 'FrameError', 'read_frame', 'read_table', 'parse_labels', 'read_cohort',
            'split_studies']
 
-# %% ../nbs/02_studies.ipynb #d211d656
+# %% ../nbs/02_studies.ipynb #6cdaaf0f
 @dataclass(frozen=True)
 class Study:
     "One patient: where the eight frames lie and, if known, the 22 labels."
     index: str                    # as written in the CSV, for example '0042'
     frames: tuple[Path, ...]      # eight files in the order of VIEWS
     labels: np.ndarray | None     # (22,) uint8 in the order of LABELS; None if unknown
+    truth: Path | None = None     # of a simulated patient: the JSON file that says where the aneurysms lie
 
 # %% ../nbs/02_studies.ipynb #e47c1bee
 def canonical_index(text: str) -> str:
@@ -148,7 +149,7 @@ def parse_labels(row: pd.Series) -> tuple[np.ndarray | None, list[tuple[str, str
         return None, [(says, 'make Aneurysm 1 exactly when a location is 1')]
     return labels, []
 
-# %% ../nbs/02_studies.ipynb #e93ecf05
+# %% ../nbs/02_studies.ipynb #0c4326c8
 def read_cohort(csv, images, labelled: bool = True, decode: bool = False) -> tuple[list[Study], pd.DataFrame]:
     """Return the usable studies of a cohort and a table of everything that is wrong with it.
 
@@ -190,11 +191,17 @@ def read_cohort(csv, images, labelled: bool = True, decode: bool = False) -> tup
         for view, paths in zip(VIEWS, files):
             if not paths: note(row['Index'], _image_folder(images) / f'{row["Index"]}{view}.jpg', line, f'the frame {view} is missing', 'add the image or remove the row')
             if len(paths) > 1: note(row['Index'], paths[1], line, f'{paths[0].name} is the same frame', 'keep one of the files')
-        if len(problems) == before: studies.append(Study(row['Index'], tuple(paths[0] for paths in files), labels))
+        if len(problems) == before: studies.append(Study(row['Index'], tuple(paths[0] for paths in files), labels, _truth_of(csv, row['Index'])))
     for index in sorted({index for index, _ in found} - set(seen)):
         note(index, next(paths[0] for (i, _), paths in found.items() if i == index), '', 'images without a row in the CSV', 'add a row or remove the images')
     if decode: studies = _decodable(studies, {row['Index']: line for line, row in table.iloc[::-1].iterrows()}, note)
     return studies, pd.DataFrame(problems, columns=['Index', 'file', 'line', 'problem', 'mend'])
+
+
+def _truth_of(csv, index: str) -> Path | None:
+    "Return the truth file of a simulated patient, beside the CSV, or None."
+    path = Path(csv).parent / 'truth' / f'{Path(index).name}.json'
+    return path if path.is_file() else None
 
 
 def _decodable(studies: list[Study], lines: dict[str, int], note) -> list[Study]:

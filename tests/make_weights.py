@@ -1,0 +1,45 @@
+"""Makes the weights that ship with the package, from nothing.
+
+    python tests/make_weights.py RUN [--patients 2500] [--epochs 3] [--seed 101]
+
+RUN gets the simulated cohorts and the run folder `run`; what is there already is kept, so an interrupted call goes on.
+On two cores: about 20 minutes for the cohorts, 80 for the training.
+"""
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from coding_vessels.phantom import PRESETS as COHORTS
+from coding_vessels.phantom import write_cohort
+from coding_vessels.studies import read_cohort
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--patients", type=int, default=2500)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=101)
+    args = parser.parse_args()
+    cohorts = {  # preset, patients, seed, pixels
+        "train_a": ("training", args.patients, args.seed, 512),
+        "train_b": ("training", args.patients, args.seed + 1, 512),
+        "valid": ("kium", 500, args.seed + 100, 720),
+    }
+    studies = {}
+    for name, (preset, patients, seed, size) in cohorts.items():
+        folder = args.run / name
+        if not folder.exists():
+            write_cohort(folder, patients, seed, size, *COHORTS[preset])
+        studies[name], problems = read_cohort(folder / "groundtruth.csv", folder)
+        assert not len(problems), problems
+
+    from coding_vessels.training import PRESETS, train
+
+    settings = replace(PRESETS["vessel"], epochs=args.epochs, seed=args.seed)
+    # both training cohorts number their patients from 1001; the folder tells them apart
+    training = [replace(study, index=f"{name}/{study.index}") for name in ("train_a", "train_b") for study in studies[name]]
+    train(training, args.run / "run", settings, studies["valid"], args.run / "cache", resume=True, verbose=2)
