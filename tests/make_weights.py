@@ -7,7 +7,9 @@ On two cores: about 20 minutes for the cohorts, 80 for the training.
 """
 
 import argparse
+import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,9 +39,21 @@ if __name__ == "__main__":
         studies[name], problems = read_cohort(folder / "groundtruth.csv", folder)
         assert not len(problems), problems
 
+    from coding_vessels.model import SHIPPED
     from coding_vessels.training import PRESETS, train
 
     settings = replace(PRESETS["vessel"], epochs=args.epochs, seed=args.seed)
     # both training cohorts number their patients from 1001; the folder tells them apart
     training = [replace(study, index=f"{name}/{study.index}") for name in ("train_a", "train_b") for study in studies[name]]
-    train(training, args.run / "run", settings, studies["valid"], args.run / "cache", resume=True, verbose=2)
+    history = train(training, args.run / "run", settings, studies["valid"], args.run / "cache", resume=True, verbose=2)
+    shutil.copy(args.run / "run/best.keras", SHIPPED)
+    record = json.loads((args.run / "run/settings.json").read_text(encoding="utf-8"))
+    record = {
+        "settings": record["settings"],
+        "versions": record["versions"],
+        "patients": {part: len(record[part]) for part in ("train", "validation")},
+        "cohorts": {name: dict(zip(("preset", "patients", "seed", "pixels"), values)) for name, values in cohorts.items()},
+        "history": history.to_dict("list"),
+    }
+    SHIPPED.with_suffix(".json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    print(f"{SHIPPED}: now run nbs/12_weights.ipynb, which measures it and writes the model card")

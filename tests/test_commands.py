@@ -57,12 +57,30 @@ def test_version_and_wrong_words(command):
 
 
 def test_demo_small(command, tmp_path):
-    done = command("demo", "--out", tmp_path / "demo", "--patients", 16, "--epochs", 1)
+    """The shipped weights find most of the simulated aneurysms; pictures and places come along."""
+    done = command("demo", "--out", tmp_path / "demo", "--patients", 30)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "location accuracy" in done.stdout and "Not a medical device" in done.stdout
-    assert len(pd.read_csv(tmp_path / "demo/output.csv")) == 8
+    assert "location accuracy" in done.stdout and "Not a medical device" in done.stdout and "simulated patients only" in done.stdout
+    assert len(pd.read_csv(tmp_path / "demo/output.csv")) == 30
+    positions = pd.read_csv(tmp_path / "demo/positions.csv")
+    assert len(list((tmp_path / "demo/overlays").glob("*.png"))) == len(positions.groupby(["Index", "location"])) > 3
+    from coding_vessels.evaluation import auroc, read_labels
+
+    assert auroc(read_labels(tmp_path / "demo/cohort/groundtruth.csv"), read_labels(tmp_path / "demo/output.csv")) > 0.8
     again = command("demo", "--out", tmp_path / "demo")
     assert again.returncode == 1 and "is not empty" in again.stderr
+
+
+def test_fine_tunes_the_shipped_weights(command, tmp_path):
+    """One command goes on from the shipped weights, on a cohort without truth files, and keeps the frame size."""
+    assert command("simulate", tmp_path / "c", "--patients", 8, "--size", 256).returncode == 0
+    for path in (tmp_path / "c/truth").iterdir():
+        path.unlink()
+    words = ["--csv", tmp_path / "c/groundtruth.csv", "--images", tmp_path / "c"]
+    done = command("train", *words, "--start", "shipped", "--epochs", 1, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = command("predict", *words, "--model", tmp_path / "run/best.keras", "--out", tmp_path / "output.csv")
+    assert done.returncode == 0 and len(pd.read_csv(tmp_path / "output.csv")) == 8
 
 
 def test_predicts_every_patient_of_a_mixed_cohort(command, tmp_path):
