@@ -514,11 +514,11 @@ class Scanner:
     colour: float = 0.3                                    # share of patients saved as RGB
     jpeg_quality: tuple[int, int] = (82, 96)
 
-# %% ../nbs/01_phantom.ipynb #f860f272
+# %% ../nbs/01_phantom.ipynb #c832c5a1
 ELDERLY = Population(flags=(0.62, 0.29, 0.07, 0.02), diameter=(5.6, 0.55), fetal_pca=0.22, tortuous=0.6, hypoplastic_va=0.2, fusiform=0.08, external=0.3)
 INTENSIFIER = Scanner(sizes=((720, 720), (1024, 1024)), field_of_view=(150, 190), background=(98, 118), shading=(6, 18), blur=(0.26, 0.40), noise=(1.5, 4.0),
                       attenuation=(0.12, 0.22), motion=(0.2, 1.0), rounded=1.0, collimated=0.0, letters=0.6, jpeg_quality=(70, 85))
-CROWDED = Population(flags=(0.15, 0.15, 0.2, 0.2, 0.15, 0.15), locations=tuple(COHORT_POSITIVES ** 0.5 / (COHORT_POSITIVES ** 0.5).sum()), infundibulum=0.15)
+CROWDED = Population(flags=(0.1, 0, 0.1, 0, 0.2, 0, 0.2, 0, 0.2, 0, 0.2), locations=tuple(COHORT_POSITIVES ** 0.5 / (COHORT_POSITIVES ** 0.5).sum()), infundibulum=0.15)
 VARIED = Scanner(field_of_view=(145, 235), background=(98, 215), blur=(0.10, 0.40), noise=(0.6, 4.0), attenuation=(0.12, 0.30), motion=(0.0, 1.0),
                  letters=0.4, jpeg_quality=(70, 96))
 PRESETS = {'kium': (Population(), Scanner()),
