@@ -13,10 +13,11 @@ from pathlib import Path
 from . import __version__
 
 # %% auto #0
-__all__ = ['NOT_A_MEDICAL_DEVICE', 'simulate', 'check', 'train', 'predict', 'evaluate', 'demo', 'main']
+__all__ = ['NOT_A_MEDICAL_DEVICE', 'SIMULATED_ONLY', 'simulate', 'check', 'train', 'predict', 'evaluate', 'demo', 'main']
 
-# %% ../nbs/11_cli.ipynb #3a7fb7e4
+# %% ../nbs/11_cli.ipynb #cd32a499
 NOT_A_MEDICAL_DEVICE = 'Not a medical device: for research only, not for diagnosis or treatment.'
+SIMULATED_ONLY = 'The weights that ship with the package were trained on simulated patients and know simulated patients only.'
 
 
 def _lost(problems):
@@ -44,18 +45,22 @@ def check(args) -> int:
     print(f'{len(studies)} usable studies, {len(problems)} problems')
     return 1 if len(problems) else 0
 
-# %% ../nbs/11_cli.ipynb #423f46d6
+# %% ../nbs/11_cli.ipynb #52043b7c
 def train(args) -> int:
-    "Train a network on a cohort into a run folder."
+    "Train a network on a cohort into a run folder, or fine-tune a trained one."
     from dataclasses import replace
-    from coding_vessels import training
+    from coding_vessels import model, training
     from coding_vessels.prediction import write_csv
     from coding_vessels.studies import read_cohort
     studies, problems = read_cohort(args.csv, args.images, decode=True)
     errors, settings = _lost(problems), training.PRESETS[args.preset]
     given = {name: getattr(args, name) for name in ('epochs', 'batch_size') if getattr(args, name) is not None}
-    size = settings.preprocessing.size if args.size is None else args.size
-    settings = replace(settings, seed=args.seed, preprocessing=replace(settings.preprocessing, size=size), **given)
+    settings = replace(settings, seed=args.seed, **given)
+    if args.start:
+        if args.size: raise ValueError('--size and --start exclude each other; a trained model keeps its size.')
+        start = str(model.SHIPPED if args.start == 'shipped' else args.start)
+        settings = replace(settings, start=start, preprocessing=model.preprocessing_of(model.load_model(start)), learning_rate=settings.learning_rate / 5)
+    elif args.size: settings = replace(settings, preprocessing=replace(settings.preprocessing, size=args.size))
     history = training.train(studies, args.out, settings, resume=args.resume)
     best = history.loc[history.val_loss.idxmin()]
     print(f'best epoch {best.epoch + 1:.0f} of {len(history)}, validation loss {best.val_loss:.4f}: {Path(args.out) / "best.keras"}')
@@ -64,32 +69,35 @@ def train(args) -> int:
 
 
 def predict(args) -> int:
-    "Write output.csv, probabilities.csv and, if need be, errors.csv."
+    "Write output.csv, probabilities.csv, positions.csv and, if need be, errors.csv."
     import pandas as pd
     from coding_vessels import prediction
+    from coding_vessels.model import SHIPPED, load_model, thresholds_of
     from coding_vessels.studies import read_cohort
     out = Path(args.out)
-    files = [out, out.with_name('probabilities.csv'), out.with_name('errors.csv')]
-    taken = [str(file) for file in files if file.exists()]
-    if taken and not args.overwrite: raise FileExistsError(f'{", ".join(taken)} exists; choose another --out or add --overwrite.')
-    if out.name in ('probabilities.csv', 'errors.csv'): raise ValueError(f'--out {out.name} is taken by another result; choose another name.')
-    if not args.model: raise ValueError('this version brings no trained weights; train some with `coding_vessels train` and give them with --model.')
-    if not 0 < args.threshold <= 1: raise ValueError(f'threshold is {args.threshold}; give a number above 0, at most 1.')
-    model = prediction.load_model(args.model)
+    beside = [out.with_name(f'{name}.csv') for name in ('probabilities', 'positions', 'errors')]
+    taken = [str(file) for file in [out, *beside, *([Path(args.overlays)] if args.overlays else [])] if file.exists()]
+    if taken and not args.overwrite: raise FileExistsError(f'{", ".join(taken)} exists; choose another name or add --overwrite.')
+    if out in beside: raise ValueError(f'--out {out.name} is taken by another result; choose another name.')
+    if args.threshold is not None and not 0 < args.threshold <= 1: raise ValueError(f'threshold is {args.threshold}; give a number above 0, at most 1.')
+    model = load_model(args.model or SHIPPED)
+    threshold = thresholds_of(model) if args.threshold is None else args.threshold
     studies, problems = read_cohort(args.csv, args.images, labelled=False)
-    probabilities, unread = prediction.predict_studies(model, studies)
-    output, errors = prediction.apply_threshold(probabilities, args.threshold), pd.concat([unread, _lost(problems)])
+    probabilities, positions, unread = prediction.predict_studies(model, studies, threshold=threshold, overlays=args.overlays)
     if not len(probabilities): raise ValueError(f'no study of {args.csv} can be predicted; `coding_vessels check --unlabelled` says why.')
-    prediction.write_csv(probabilities, files[1])
-    if len(errors): prediction.write_csv(errors, files[2])
-    else: files[2].unlink(missing_ok=True)
+    output, errors = prediction.apply_threshold(probabilities, threshold), pd.concat([unread, _lost(problems)])
+    for table, file in zip((probabilities, positions, errors), beside):
+        if table is errors and not len(errors): file.unlink(missing_ok=True)
+        else: prediction.write_csv(table, file)
     prediction.write_csv(output, out)
-    print(f'{len(probabilities)} patients predicted: {out}, {files[1]}')
-    if len(errors): print(f'{errors.Index.nunique()} patients or files left out: {files[2]}', file=sys.stderr)
+    print(f'{len(probabilities)} patients predicted, {len(positions.groupby(["Index", "location"]))} locations flagged: {", ".join(map(str, [out, *beside[:2]]))}')
+    if args.overlays: print(f'where the network looked: {args.overlays}/')
+    if len(errors): print(f'{errors.Index.nunique()} patients or files left out: {beside[2]}', file=sys.stderr)
+    if not args.model: print(SIMULATED_ONLY)
     print(NOT_A_MEDICAL_DEVICE)
     return 3 if len(errors) else 0
 
-# %% ../nbs/11_cli.ipynb #91e8b828
+# %% ../nbs/11_cli.ipynb #06ff6967
 def evaluate(args) -> int:
     "Print the scores of a prediction file beside the all-negative baseline."
     from coding_vessels.evaluation import align, read_labels, scores
@@ -103,22 +111,19 @@ def evaluate(args) -> int:
 
 
 def demo(args) -> int:
-    "Simulate two cohorts, train on one, predict and score the other."
+    "Simulate a cohort, predict it with the shipped weights, and score the prediction."
     out = Path(args.out)
     if out.exists() and any(out.iterdir()): raise FileExistsError(f'{out} exists and is not empty; choose another --out or remove it.')
-    held_out = max(args.patients // 4, 8)
-    steps = [['simulate', out / 'train', '--patients', args.patients, '--seed', args.seed, '--size', 256],
-             ['simulate', out / 'test', '--patients', held_out, '--seed', args.seed + 1, '--size', 256],
-             ['train', '--csv', out / 'train/groundtruth.csv', '--images', out / 'train', '--preset', 'small', '--epochs', args.epochs, '--out', out / 'run'],
-             ['predict', '--csv', out / 'test/test.csv', '--images', out / 'test', '--model', out / 'run/best.keras', '--out', out / 'output.csv'],
-             ['evaluate', '--truth', out / 'test/groundtruth.csv', '--output', out / 'output.csv']]
+    steps = [['simulate', out / 'cohort', '--patients', args.patients, '--seed', args.seed, '--size', 512],
+             ['predict', '--csv', out / 'cohort/test.csv', '--images', out / 'cohort', '--out', out / 'output.csv', '--overlays', out / 'overlays'],
+             ['evaluate', '--truth', out / 'cohort/groundtruth.csv', '--output', out / 'output.csv']]
     for step in steps:
         print('$ coding_vessels', *step, flush=True)
         if status := main([str(word) for word in step]): return status
-    print(f'All of it was simulated; a few hundred patients and minutes are too little to learn the task. Everything is in {out}/.')
+    print(f'These patients are simulated, like those that the weights were trained on. Everything is in {out}/.')
     return 0
 
-# %% ../nbs/11_cli.ipynb #ba6f160b
+# %% ../nbs/11_cli.ipynb #5135f7bf
 def _parser() -> argparse.ArgumentParser:
     "Return the parser of all verbs."
     parser = argparse.ArgumentParser('coding_vessels', description=f'Reads eight cerebral angiography frames a patient: is there an aneurysm, and where. {NOT_A_MEDICAL_DEVICE}')
@@ -137,14 +142,16 @@ def _parser() -> argparse.ArgumentParser:
          ('--preset', dict(default='kium', help='kium (default), flat-panel, image-intensifier, elderly, shifted, training')),
          ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')), ('--workers', dict(type=int, default=-1, help='processes; by default one a core')))
     verb(check, csv, images, ('--unlabelled', dict(action='store_true', help='the CSV needs no labels')))
-    verb(train, csv, images, ('--preset', dict(choices=('small', 'kium'), default='small', help='small: a laptop; kium: ResNet50, ImageNet, 720 px, a GPU')),
+    verb(train, csv, images, ('--preset', dict(choices=('vessel', 'kium', 'report'), default='vessel', help='vessel: ours, a laptop; kium: ours with ResNet50, ImageNet, 720 px, a GPU; report: the network of the 2023 report')),
          ('--out', dict(required=True, help='run folder')), seed, ('--epochs', dict(type=int)), ('--batch-size', dict(type=int)),
-         ('--size', dict(type=int, help='pixels of the network\'s frames')), ('--resume', dict(action='store_true', help='go on with an interrupted run')))
-    verb(predict, csv, images, ('--out', dict(required=True, help='output.csv')), ('--model', dict(help='best.keras of a run; this version brings no trained weights of its own')),
-         ('--threshold', dict(type=float, default=0.5, help='a location is flagged from here (default 0.5)')), ('--overwrite', dict(action='store_true')))
+         ('--size', dict(type=int, help='pixels of the network\'s frames')), ('--resume', dict(action='store_true', help='go on with an interrupted run')),
+         ('--start', dict(help='fine-tune a trained model: a .keras file, or `shipped` for the weights of the package')))
+    verb(predict, csv, images, ('--out', dict(required=True, help='output.csv')), ('--model', dict(help='best.keras of a run (default: the shipped weights, which know simulated patients only)')),
+         ('--threshold', dict(type=float, help='a location is flagged from here (default: the model\'s own thresholds)')),
+         ('--overlays', dict(help='folder for pictures of where the network looked')), ('--overwrite', dict(action='store_true')))
     verb(evaluate, ('--truth', dict(required=True, help='groundtruth.csv')), ('--output', dict(required=True, help='output.csv')))
     verb(demo, ('--out', dict(default='coding_vessels_demo', help='new folder (default coding_vessels_demo)')), seed,
-         ('--patients', dict(type=int, default=240, help='to train on (default 240)')), ('--epochs', dict(type=int, default=10)))
+         ('--patients', dict(type=int, default=80, help='to simulate (default 80)')))
     return parser
 
 

@@ -9,7 +9,6 @@ On two cores: about 15 minutes for the cohorts, 60 for the training.
 import argparse
 import json
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +27,8 @@ if __name__ == "__main__":
     args = parser.parse_args()
     cohorts = {  # preset, patients, seed, pixels
         "train": ("training", args.patients, args.seed, 512),
-        "valid": ("kium", 500, args.seed + 100, 720),
+        "select": ("training", 150, args.seed + 50, 512),  # chooses the epoch
+        "valid": ("kium", 500, args.seed + 100, 720),  # natural frequencies: calibrates
     }
     studies = {}
     for name, (preset, patients, seed, size) in cohorts.items():
@@ -38,17 +38,16 @@ if __name__ == "__main__":
         studies[name], problems = read_cohort(folder / "groundtruth.csv", folder)
         assert not len(problems), problems
 
-    from coding_vessels.model import SHIPPED
-    from coding_vessels.training import PRESETS, train
+    from coding_vessels.model import SHIPPED, load_model
+    from coding_vessels.training import PRESETS, calibrate, train
 
     settings = replace(PRESETS["vessel"], epochs=args.epochs, seed=args.seed)
-    history = train(studies["train"], args.run / "run", settings, studies["valid"], args.run / "cache", resume=True)
-    shutil.copy(args.run / "run/best.keras", SHIPPED)
+    history = train(studies["train"], args.run / "run", settings, studies["select"], args.run / "cache", resume=True)
+    calibrate(load_model(args.run / "run/best.keras"), studies["valid"], cache=args.run / "cache").save(SHIPPED)
     record = json.loads((args.run / "run/settings.json").read_text(encoding="utf-8"))
     record = {
         "settings": record["settings"],
         "versions": record["versions"],
-        "patients": {part: len(record[part]) for part in ("train", "validation")},
         "cohorts": {name: dict(zip(("preset", "patients", "seed", "pixels"), values)) for name, values in cohorts.items()},
         "history": history.to_dict("list"),
     }
