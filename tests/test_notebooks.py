@@ -56,8 +56,7 @@ def test_notebooks_import_only_from_lower_numbers():
     for path in NOTEBOOKS:
         if path.stem in ("index", "11_cli"):
             continue
-        module = (ROOT / "coding_vessels" / f"{path.stem[3:]}.py").read_text()
-        for name in re.findall(r"(?:from|import) coding_vessels\.(\w+)", module):
+        for name in re.findall(r"(?:from|import) coding_vessels\.(\w+)", path.read_text(encoding="utf-8")):
             assert order[name] < path.stem[:2], f"{path.stem} imports from {order[name]}_{name}"
 
 
