@@ -93,7 +93,7 @@ def load_marks(study: Study, settings: Preprocessing = Preprocessing()) -> np.nd
         raise ValueError(f'{study.truth} is no truth file of a simulated patient ({type(error).__name__}); draw the patient anew or remove the file.') from None
     return np.array(rows, np.float32).reshape(-1, 5)
 
-# %% ../nbs/04_batches.ipynb #bb288adb
+# %% ../nbs/04_batches.ipynb #9b2c7c86
 @dataclass(frozen=True)
 class Augmentation:
     "How far frames are changed in training; each frame draws evenly from plus or minus these."
@@ -103,7 +103,7 @@ class Augmentation:
     contrast: float = 0.20
     mirror: float = 0.5      # probability
 
-
+# %% ../nbs/04_batches.ipynb #5ff7653a
 def augment_study(frames: np.ndarray, labels: np.ndarray, rng: np.random.Generator,
                   settings: Augmentation = Augmentation(), marks: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return changed frames and the labels and marks that belong to them.

@@ -45,7 +45,7 @@ def check(args) -> int:
     print(f'{len(studies)} usable studies, {len(problems)} problems')
     return 1 if len(problems) else 0
 
-# %% ../nbs/11_cli.ipynb #52043b7c
+# %% ../nbs/11_cli.ipynb #881a935a
 def train(args) -> int:
     "Train a network on a cohort into a run folder, or fine-tune a trained one."
     from dataclasses import replace
@@ -67,7 +67,7 @@ def train(args) -> int:
     if len(errors): print(f'{errors.Index.nunique()} patients left out: {write_csv(errors, Path(args.out) / "errors.csv")}', file=sys.stderr)
     return 3 if len(errors) else 0
 
-
+# %% ../nbs/11_cli.ipynb #0bbee3d5
 def predict(args) -> int:
     "Write output.csv, probabilities.csv, positions.csv and, if need be, errors.csv."
     import pandas as pd
@@ -123,7 +123,7 @@ def demo(args) -> int:
     print(f'These patients are simulated, like those that the weights were trained on. Everything is in {out}/.')
     return 0
 
-# %% ../nbs/11_cli.ipynb #5135f7bf
+# %% ../nbs/11_cli.ipynb #438b61b7
 def _parser() -> argparse.ArgumentParser:
     "Return the parser of all verbs."
     parser = argparse.ArgumentParser('coding_vessels', description=f'Reads eight cerebral angiography frames a patient: is there an aneurysm, and where. {NOT_A_MEDICAL_DEVICE}')
@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     verb(train, csv, images, ('--preset', dict(choices=('vessel', 'kium', 'report'), default='vessel', help='vessel: ours, a laptop; kium: ours with ResNet50, ImageNet, 720 px, a GPU; report: the network of the 2023 report')),
          ('--out', dict(required=True, help='run folder')), seed, ('--epochs', dict(type=int)), ('--batch-size', dict(type=int)),
          ('--size', dict(type=int, help='pixels of the network\'s frames')), ('--resume', dict(action='store_true', help='go on with an interrupted run')),
-         ('--start', dict(help='fine-tune a trained model: a .keras file, or `shipped` for the weights of the package')))
+         ('--start', dict(help='fine-tune a trained model: a .keras file, or `shipped` for the weights of the package; at a fifth of the learning rate')))
     verb(predict, csv, images, ('--out', dict(required=True, help='output.csv')), ('--model', dict(help='best.keras of a run (default: the shipped weights, which know simulated patients only)')),
          ('--threshold', dict(type=float, help='a location is flagged from here (default: the model\'s own thresholds)')),
          ('--overlays', dict(help='folder for pictures of where the network looked')), ('--overwrite', dict(action='store_true')))
@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
          ('--patients', dict(type=int, default=80, help='to simulate (default 80)')))
     return parser
 
-
+# %% ../nbs/11_cli.ipynb #c63c9a88
 def main(words: list[str] | None = None) -> int:
     "Run one verb and return its exit status; a mistake gives one sentence and status 1."
     args = _parser().parse_args(words)

@@ -20,7 +20,7 @@ __all__ = ['PROBABILITY_SCORES', 'read_labels', 'align', 'auroc', 'location_accu
            'mean_location_auroc', 'mean_average_precision', 'sensitivity_at_specificity', 'calibration_error',
            'probability_scores', 'read_findings', 'by_size']
 
-# %% ../nbs/08_evaluation.ipynb #6bb71626
+# %% ../nbs/08_evaluation.ipynb #1c43a85a
 def read_labels(csv, truth: bool = False) -> pd.DataFrame:
     """Return the labels or predictions of a CSV as numbers.
 
@@ -59,7 +59,7 @@ def read_labels(csv, truth: bool = False) -> pd.DataFrame:
         raise ValueError(f'{csv} has patient {numbers.index[numbers.index.duplicated()][0]} twice; keep one row.')
     return numbers
 
-
+# %% ../nbs/08_evaluation.ipynb #818960d0
 def align(truth: pd.DataFrame, output: pd.DataFrame) -> pd.DataFrame:
     """Return the predictions in the order of the truth.
 

@@ -62,7 +62,7 @@ def raise_contrast(frame: np.ndarray, factor: float = 1.25) -> np.ndarray:
     table = np.clip(mean + factor * (np.arange(256) - mean), 0, 255).astype(np.uint8)
     return cv2.LUT(frame, table)
 
-# %% ../nbs/03_preprocessing.ipynb #3352c08a
+# %% ../nbs/03_preprocessing.ipynb #1194a11a
 @dataclass(frozen=True)
 class Preprocessing:
     "The settings of preprocessing; a trained model carries them along."
@@ -85,7 +85,7 @@ class Preprocessing:
         _, _, scale = self.place(0, 0, width, height)
         return (x + 0.5 - self.size / 2) / scale + width / 2 - 0.5, (y + 0.5 - self.size / 2) / scale + height / 2 - 0.5
 
-
+# %% ../nbs/03_preprocessing.ipynb #5f0ed388
 def preprocess_frame(frame: np.ndarray, settings: Preprocessing = Preprocessing()) -> np.ndarray:
     """Return a grey frame made square, inverted, sharpened and raised in contrast.
 

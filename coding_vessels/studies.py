@@ -30,7 +30,7 @@ class Study:
     labels: np.ndarray | None     # (22,) uint8 in the order of LABELS; None if unknown
     truth: Path | None = None     # of a simulated patient: the JSON file that says where the aneurysms lie
 
-# %% ../nbs/02_studies.ipynb #e47c1bee
+# %% ../nbs/02_studies.ipynb #2faf02ba
 def canonical_index(text: str) -> str:
     "Return a patient's index without spaces, leading zeros or a trailing '.0', so that 42, '0042' and '42.0' agree."
     text = str(text).strip()
@@ -47,7 +47,7 @@ def _image_folder(images) -> Path:
     if not folder.is_dir(): raise FileNotFoundError(f'{folder} is not a folder; give the folder that holds the images.')
     return folder / 'images' if (folder / 'images').is_dir() else folder
 
-
+# %% ../nbs/02_studies.ipynb #beff23bd
 def find_frames(images) -> dict[tuple[str, str], list[Path]]:
     """Return the image files of a folder, or of its subfolder `images`, by patient and view.
 
@@ -149,7 +149,7 @@ def parse_labels(row: pd.Series) -> tuple[np.ndarray | None, list[tuple[str, str
         return None, [(says, 'make Aneurysm 1 exactly when a location is 1')]
     return labels, []
 
-# %% ../nbs/02_studies.ipynb #0c4326c8
+# %% ../nbs/02_studies.ipynb #117d1f14
 def read_cohort(csv, images, labelled: bool = True, decode: bool = False) -> tuple[list[Study], pd.DataFrame]:
     """Return the usable studies of a cohort and a table of everything that is wrong with it.
 
@@ -197,7 +197,7 @@ def read_cohort(csv, images, labelled: bool = True, decode: bool = False) -> tup
     if decode: studies = _decodable(studies, {row['Index']: line for line, row in table.iloc[::-1].iterrows()}, note)
     return studies, pd.DataFrame(problems, columns=['Index', 'file', 'line', 'problem', 'mend'])
 
-
+# %% ../nbs/02_studies.ipynb #a70221a4
 def _truth_of(csv, index: str) -> Path | None:
     "Return the truth file of a simulated patient, beside the CSV, or None."
     path = Path(csv).parent / 'truth' / f'{Path(index).name}.json'
