@@ -29,8 +29,8 @@ __all__ = ['STEP', 'DIAMETERS', 'LENGTHS', 'COHORT_POSITIVES', 'COHORT_FLAGS', '
            'BONES', 'arc_length', 'resample', 'smooth', 'bowed', 'wiggle', 'Vessel', 'draw_size', 'Population',
            'draw_locations', 'beside', 'branch', 'shoot', 'draw_carotid', 'draw_front', 'draw_middle_cerebral',
            'draw_back', 'draw_vertebral', 'draw_external', 'grow', 'draw_cortex', 'draw_vessels', 'Aneurysm',
-           'ellipsoid', 'draw_aneurysm', 'Scanner', 'Camera', 'aim', 'segments_of', 'path_lengths', 'draw_bones',
-           'expose', 'finish', 'Phantom', 'draw_phantom', 'write_cohort']
+           'ellipsoid', 'draw_aneurysm', 'Scanner', 'Camera', 'aim', 'segments_of', 'path_lengths', 'draw_folds',
+           'draw_bones', 'expose', 'finish', 'Phantom', 'draw_phantom', 'write_cohort']
 
 # %% ../nbs/01_phantom.ipynb #26ab592d
 STEP = 0.5  # millimetres between two points of a vessel's centreline
@@ -643,17 +643,28 @@ def path_lengths(camera: Camera, segments: np.ndarray, aneurysms: list[Aneurysm]
         domes.append(dome)
     return image, domes
 
-# %% ../nbs/01_phantom.ipynb #8d29fe50
+# %% ../nbs/01_phantom.ipynb #1b8cb02f
 BONES = [  # centre and half-axes in mm, and density, left side or midline
     ((0, 15, 18), (75, 95, 81), 1.0), ((0, 15, 18), (71.5, 91.5, 77.5), -1.0), ((30, 14, -27), (30, 8, 9), 0.8), ((32, -22, -8), (30, 4, 5), 0.8),
     ((22, -52, -8), (19, 20, 17), -0.5), ((0, -46, -40), (26, 22, 14), 0.5), ((0, -55, -52), (22, 14, 7), 0.7), ((0, -50, -70), (30, 24, 10), 0.6),
     ((42, -12, -66), (7, 18, 22), 0.7), ((30, 42, -30), (9, 16, 20), 0.6), ((0, 22, -68), (40, 14, 7), 0.6), ((0, 22, -86), (26, 16, 9), 0.6), ((0, 22, -106), (26, 16, 9), 0.6)]
 BONES += [((-x, y, z), axes, density) for (x, y, z), axes, density in BONES if x]
+BONES += [((0, 14, 12), (81, 103, 92), 0.12), ((0, -38, -48), (58, 66, 62), 0.15), ((0, 30, -110), (56, 62, 90), 0.15)]     # soft tissue: scalp, face, neck
 BONES += [((20 * math.sin(turn), -46 - 20 * math.cos(turn), z), (3, 3, 7), 1.6) for turn in np.linspace(-1.4, 1.4, 12) for z in (-52, -64)]
 
+# %% ../nbs/01_phantom.ipynb #9607b9c6
+def draw_folds(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    "Return the folds of soft tissue, float32 (height, width), as a path length in mm of bone; size is width and height in pixels."
+    smooth = lambda rows, columns: cv2.resize(rng.standard_normal((rows, columns), np.float32), size, interpolation=cv2.INTER_CUBIC)
+    folds = np.zeros(size[::-1], np.float32)
+    for cells, width in ((7, 0.03), (12, 0.045), (22, 0.08), (45, 0.15)):
+        rows, columns = rng.permutation([cells, int(cells * rng.uniform(1, 2.2))])
+        folds += cv2.exp(np.abs(smooth(rows, columns)) / -width) * np.clip(smooth(4, 4), 0, 1.5)
+    return folds * rng.uniform(10, 60) + smooth(size[1] // 3, size[0] // 3) * rng.uniform(1, 6)
 
+# %% ../nbs/01_phantom.ipynb #e58e4b92
 def draw_bones(camera: Camera, rng: np.random.Generator, metal=()) -> np.ndarray:
-    "Return the path length in mm through the head's bones, and metal like them, weighted by density, with their grain, at half the camera's resolution."
+    "Return the path length in mm through the head's bones and folds, and metal like them, weighted by density, float32, at half the camera's resolution."
     size = camera.size[0] // 2, camera.size[1] // 2
     total, far = np.zeros(size[::-1], np.float32), float(max(size))
     for (x, y, z), axes, density in [*BONES, *metal]:
@@ -663,7 +674,8 @@ def draw_bones(camera: Camera, rng: np.random.Generator, metal=()) -> np.ndarray
         _add_ellipsoid(total, camera.source, camera.axes, camera.focal / 2, centre, np.diag(1 / np.array(axes)), u, v, reach, density, 0.0, 0.0, True)
     coarse = cv2.resize(rng.standard_normal((30, 30), np.float32), size, interpolation=cv2.INTER_LINEAR)
     fine = cv2.GaussianBlur(rng.standard_normal(total.shape, np.float32), (0, 0), 0.45 * size[1] / 360)
-    return total * (1 + 0.06 * coarse + 0.18 * fine)
+    head = cv2.blur((total > 1).astype(np.float32), (9, 9))
+    return total * (1 + 0.06 * coarse + 0.18 * fine) + draw_folds(size, rng) * head
 
 # %% ../nbs/01_phantom.ipynb #9d17991c
 def expose(path: np.ndarray, camera: Camera, rng: np.random.Generator, scanner: Scanner = Scanner(), metal=()) -> np.ndarray:
