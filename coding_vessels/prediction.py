@@ -20,7 +20,7 @@ from .preprocessing import Preprocessing, preprocess_frame
 from .studies import FrameError, Study, read_frame
 
 # %% auto #0
-__all__ = ['attention_map', 'peak_of', 'draw_overlay', 'predict_studies', 'write_csv', 'apply_threshold']
+__all__ = ['attention_map', 'peak_of', 'draw_overlay', 'predict_studies', 'overlay_writer', 'write_csv', 'apply_threshold']
 
 # %% ../nbs/09_prediction.ipynb #2274534d
 def attention_map(maps: np.ndarray, location: str, view: str) -> np.ndarray:
@@ -76,8 +76,8 @@ def draw_overlay(frame: np.ndarray, attention: np.ndarray, settings: Preprocessi
     x, y = settings.place_back(*peak_of(attention), *small.shape[::-1])
     return cv2.circle(picture, (round(x), round(y)), height // 24, (200, 200, 0), 2, cv2.LINE_AA)
 
-# %% ../nbs/09_prediction.ipynb #b959e0dc
-def predict_studies(model, studies: list[Study], batch_size: int = 8, threshold=None, overlays=None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+# %% ../nbs/09_prediction.ipynb #4c34c630
+def predict_studies(model, studies: list[Study], batch_size: int = 8, threshold=None, visit=None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Return the probabilities of all readable studies, the places of what is flagged, and the errors of the other studies.
 
     Parameters
@@ -88,8 +88,9 @@ def predict_studies(model, studies: list[Study], batch_size: int = 8, threshold=
     batch_size : int
     threshold : float or ndarray, shape (21,), optional
         A location is flagged at this probability or above; by default the model's own thresholds.
-    overlays : str or Path, optional
-        A folder for one PNG for each flagged location; made if needed.
+    visit : callable, optional
+        Called once with each study, its eight frames as they came, its probabilities, (22,), and its maps or None; for example
+        `overlay_writer`.
 
     Returns
     -------
@@ -104,14 +105,16 @@ def predict_studies(model, studies: list[Study], batch_size: int = 8, threshold=
     def load(study):
         try: frames = [read_frame(path) for path in study.frames]
         except FrameError as error: return error
-        return np.stack([preprocess_frame(frame, settings) for frame in frames]), frames if overlays else [frame.shape for frame in frames]
+        return np.stack([preprocess_frame(frame, settings) for frame in frames]), frames if visit else None, [frame.shape for frame in frames]
 
     def flush():
         if not waiting: return
-        out = {name: np.asarray(part) for name, part in model.predict_on_batch(np.stack([frames for _, frames, _ in waiting])).items()}
-        for i, (study, _, whole) in enumerate(waiting):
-            rows.append([study.index, *out['labels'][i].astype(float)])
-            if 'maps' in out: places.extend(_places(study.index, out['labels'][i, 1:], out['maps'][i], whole, settings, threshold, overlays))
+        out = {name: np.asarray(part) for name, part in model.predict_on_batch(np.stack([frames for _, frames, _, _ in waiting])).items()}
+        for i, (study, _, whole, shapes) in enumerate(waiting):
+            labels, maps = out['labels'][i].astype(float), out['maps'][i] if 'maps' in out else None
+            rows.append([study.index, *labels])
+            if maps is not None: places.extend(_places(study.index, labels[1:], maps, shapes, settings, threshold))
+            if visit: visit(study, whole, labels, maps)
         waiting.clear()
 
     loaded = Parallel(n_jobs=-1, prefer='threads', return_as='generator', pre_dispatch=2 * batch_size)(delayed(load)(study) for study in studies)
@@ -123,24 +126,38 @@ def predict_studies(model, studies: list[Study], batch_size: int = 8, threshold=
     return (pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(places, columns=['Index', 'location', 'probability', 'view', 'x', 'y']),
             pd.DataFrame(errors, columns=['Index', 'error']))
 
-# %% ../nbs/09_prediction.ipynb #2ce2d412
-def _places(index, probabilities, maps, whole, settings, threshold, overlays) -> list:
-    "Return the predicted places of a study's flagged locations; write their pictures. `whole` holds its frames, or only their shapes."
+# %% ../nbs/09_prediction.ipynb #6ec1b1e0
+def _places(index, probabilities, maps, shapes, settings, threshold) -> list:
+    "Return the predicted places of a study's flagged locations; `shapes` are those of its frames as they came."
     rows = []
-    for location, probability in ((LOCATIONS[i], probabilities[i]) for i in np.flatnonzero(probabilities >= threshold)):
-        pictures = []
-        for view in views_of(location):
-            attention, frame = attention_map(maps, location, view), whole[VIEWS.index(view)]
-            x, y = settings.place_back(*peak_of(attention), *(frame.shape if overlays else frame)[::-1])
-            rows.append([index, location, round(float(probability), 4), view, round(x, 1), round(y, 1)])
-            if overlays: pictures.append(cv2.putText(draw_overlay(frame, attention, settings), view, (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 255, 255), 2, cv2.LINE_AA))
-        if overlays:
-            strip = np.hstack(pictures)
-            text = f'{index} {location} {probability:.2f}  not a medical device'
-            header = cv2.putText(np.zeros((34, strip.shape[1], 3), np.uint8), text, (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 1, cv2.LINE_AA)
-            Path(overlays).mkdir(parents=True, exist_ok=True)
-            (Path(overlays) / f'{index}_{location}.png').write_bytes(cv2.imencode('.png', np.vstack([header, strip]))[1].tobytes())
+    for i in np.flatnonzero(probabilities >= threshold):
+        for view in views_of(LOCATIONS[i]):
+            x, y = settings.place_back(*peak_of(attention_map(maps, LOCATIONS[i], view)), *shapes[VIEWS.index(view)][::-1])
+            rows.append([index, LOCATIONS[i], round(float(probabilities[i]), 4), view, round(x, 1), round(y, 1)])
     return rows
+
+
+def overlay_writer(folder, settings: Preprocessing, threshold):
+    """Return a function for `predict_studies` that writes a PNG for each flagged location.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Made if needed.
+    settings : Preprocessing
+        The model's.
+    threshold : float or ndarray, shape (21,)
+        A location is flagged at this probability or above.
+    """
+    def write(study, frames, labels, maps):
+        for i in np.flatnonzero(labels[1:] >= threshold) if maps is not None else []:
+            views = {view: draw_overlay(frames[VIEWS.index(view)], attention_map(maps, LOCATIONS[i], view), settings) for view in views_of(LOCATIONS[i])}
+            strip = np.hstack([cv2.putText(picture, view, (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 255, 255), 2, cv2.LINE_AA) for view, picture in views.items()])
+            text = f'{study.index} {LOCATIONS[i]} {labels[i + 1]:.2f}  not a medical device'
+            header = cv2.putText(np.zeros((34, strip.shape[1], 3), np.uint8), text, (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 1, cv2.LINE_AA)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            (Path(folder) / f'{study.index}_{LOCATIONS[i]}.png').write_bytes(cv2.imencode('.png', np.vstack([header, strip]))[1].tobytes())
+    return write
 
 # %% ../nbs/09_prediction.ipynb #8585fa80
 def write_csv(table: pd.DataFrame, path) -> Path:

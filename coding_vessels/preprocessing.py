@@ -14,7 +14,7 @@ from .studies import Study, read_frame
 
 # %% auto #0
 __all__ = ['resize', 'fit', 'centre_crop', 'invert', 'sharpen', 'raise_contrast', 'Preprocessing', 'preprocess_frame',
-           'preprocess_study']
+           'preprocess_study', 'frame_warnings']
 
 # %% ../nbs/03_preprocessing.ipynb #d6558948
 def resize(frame: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -114,3 +114,16 @@ def preprocess_frame(frame: np.ndarray, settings: Preprocessing = Preprocessing(
 def preprocess_study(study: Study, settings: Preprocessing = Preprocessing()) -> np.ndarray:
     "Return the eight preprocessed frames of a study, shape (8, size, size), uint8, in the order of VIEWS."
     return np.stack([preprocess_frame(read_frame(path), settings) for path in study.frames])
+
+# %% ../nbs/03_preprocessing.ipynb #b24c50ab
+def frame_warnings(frame: np.ndarray) -> list[str]:
+    "Return what is suspicious about a grey frame, (height, width), uint8, before preprocessing, in words; empty if nothing is."
+    height, width = frame.shape
+    middle = frame[height // 5:height - height // 5, width // 5:width - width // 5]
+    darkest, usual, brightest = np.percentile(middle, [1, 50, 99]).tolist()
+    found = []
+    if min(frame.shape) < 256: found.append(f'small, {width} x {height} pixels')
+    if brightest - darkest < 15: found.append('nearly empty')
+    elif brightest - usual > usual - darkest: found.append('vessels are not dark: inverted already?')
+    if max((middle == 255).mean(), (middle == 0).mean()) > 0.2: found.append('saturated: a fifth of the middle is black or white')
+    return found

@@ -58,7 +58,7 @@ def map_loss(truth, scores):
     each = peak * (1 - p) ** 2 * ops.log_sigmoid(scores) + (1 - peak) * (1 - truth) ** 4 * p ** 2 * ops.log_sigmoid(-scores)
     return -ops.sum(each * counted, axis=(1, 2, 3, 4))
 
-# %% ../nbs/07_training.ipynb #27337747
+# %% ../nbs/07_training.ipynb #542bc06a
 @dataclass(frozen=True)
 class Settings:
     "Everything that decides a training run."
@@ -68,7 +68,7 @@ class Settings:
     start: str | None = None            # a trained model, .keras, to go on from
     preprocessing: Preprocessing = Preprocessing(256, field=0.75)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    batch_size: int = 8
+    batch_size: int = 1                 # studies; many small steps learn faster here than few large ones
     epochs: int = 20
     learning_rate: float = 1.5e-3       # rises over a twentieth of the steps, then falls to zero along a cosine
     patience: int = 8                   # epochs without improvement before it stops
@@ -81,8 +81,8 @@ class Settings:
 
 PRESETS = {
     'vessel': Settings(),
-    'kium': Settings(backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720), epochs=50, learning_rate=2e-4),
-    'report': Settings(model='report', weights='imagenet', preprocessing=Preprocessing(720), epochs=50, learning_rate=1e-4)}
+    'kium': Settings(backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720), batch_size=8, epochs=50, learning_rate=2e-4),
+    'report': Settings(model='report', weights='imagenet', preprocessing=Preprocessing(720), batch_size=8, epochs=50, learning_rate=1e-4)}
 
 # %% ../nbs/07_training.ipynb #7b0fb039
 def build_model(settings: Settings) -> keras.Model:

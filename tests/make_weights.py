@@ -1,9 +1,9 @@
 """Makes the weights that ship with the package, from nothing.
 
-    python tests/make_weights.py RUN [--patients 3000] [--epochs 4] [--seed 101]
+    python tests/make_weights.py RUN [--patients 3000] [--epochs 5] [--seed 101]
 
 RUN gets the simulated cohorts and the run folder `run`; what is there already is kept, so an interrupted call goes on.
-On two cores: about 15 minutes for the cohorts, 60 for the training.
+On two cores: about 20 minutes for the cohorts, 65 for the training.
 """
 
 import argparse
@@ -22,7 +22,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--patients", type=int, default=3000)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seed", type=int, default=101)
     args = parser.parse_args()
     cohorts = {  # preset, patients, seed, pixels
