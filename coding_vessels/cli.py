@@ -67,23 +67,27 @@ def train(args) -> int:
     if len(errors): print(f'{errors.Index.nunique()} patients left out: {write_csv(errors, Path(args.out) / "errors.csv")}', file=sys.stderr)
     return 3 if len(errors) else 0
 
-# %% ../nbs/11_cli.ipynb #0bbee3d5
+# %% ../nbs/11_cli.ipynb #2164f0bc
 def predict(args) -> int:
-    "Write output.csv, probabilities.csv, positions.csv and, if need be, errors.csv."
+    "Write output.csv, probabilities.csv, positions.csv and, if need be, errors.csv; with --report a page to read."
     import pandas as pd
     from coding_vessels import prediction
-    from coding_vessels.model import SHIPPED, load_model, thresholds_of
+    from coding_vessels.model import SHIPPED, load_model, preprocessing_of, thresholds_of
     from coding_vessels.studies import read_cohort
     out = Path(args.out)
     beside = [out.with_name(f'{name}.csv') for name in ('probabilities', 'positions', 'errors')]
-    taken = [str(file) for file in [out, *beside, *([Path(args.overlays)] if args.overlays else [])] if file.exists()]
+    wanted = [out, *beside, *(Path(path) for path in (args.overlays, args.report) if path)]
+    taken = [str(path) for path in wanted if path.exists()]
     if taken and not args.overwrite: raise FileExistsError(f'{", ".join(taken)} exists; choose another name or add --overwrite.')
     if out in beside: raise ValueError(f'--out {out.name} is taken by another result; choose another name.')
     if args.threshold is not None and not 0 < args.threshold <= 1: raise ValueError(f'threshold is {args.threshold}; give a number above 0, at most 1.')
     model = load_model(args.model or SHIPPED)
-    threshold = thresholds_of(model) if args.threshold is None else args.threshold
+    threshold, settings = thresholds_of(model) if args.threshold is None else args.threshold, preprocessing_of(model)
     studies, problems = read_cohort(args.csv, args.images, labelled=False)
-    probabilities, positions, unread = prediction.predict_studies(model, studies, threshold=threshold, overlays=args.overlays)
+    report = _Report(args, settings, threshold) if args.report else None
+    visits = [*([prediction.overlay_writer(args.overlays, settings, threshold)] if args.overlays else []), *([report.visit] if report else [])]
+    visit = (lambda *study: [each(*study) for each in visits]) if visits else None
+    probabilities, positions, unread = prediction.predict_studies(model, studies, threshold=threshold, visit=visit)
     if not len(probabilities): raise ValueError(f'no study of {args.csv} can be predicted; `coding_vessels check --unlabelled` says why.')
     output, errors = prediction.apply_threshold(probabilities, threshold), pd.concat([unread, _lost(problems)])
     for table, file in zip((probabilities, positions, errors), beside):
@@ -92,38 +96,93 @@ def predict(args) -> int:
     prediction.write_csv(output, out)
     print(f'{len(probabilities)} patients predicted, {len(positions.groupby(["Index", "location"]))} locations flagged: {", ".join(map(str, [out, *beside[:2]]))}')
     if args.overlays: print(f'where the network looked: {args.overlays}/')
+    if report: print(f'a page to read: {report.write(output, probabilities, errors)}')
     if len(errors): print(f'{errors.Index.nunique()} patients or files left out: {beside[2]}', file=sys.stderr)
     if not args.model: print(SIMULATED_ONLY)
     print(NOT_A_MEDICAL_DEVICE)
     return 3 if len(errors) else 0
 
-# %% ../nbs/11_cli.ipynb #06ff6967
+# %% ../nbs/11_cli.ipynb #d3702ec1
+class _Report:
+    "Collects what the page of `predict --report` needs, and writes it."
+    def __init__(self, args, settings, threshold):
+        from coding_vessels.evaluation import read_labels
+        from coding_vessels.report import page_collector
+        self.args, self.pages = args, []
+        self.truth = read_labels(args.truth, truth=True) if args.truth else None
+        self.visit = page_collector(self.pages, settings, threshold, self.truth)
+
+    def write(self, output, probabilities, errors) -> Path:
+        import hashlib
+        from datetime import date
+        from coding_vessels.evaluation import draw_curves, evaluate
+        from coding_vessels.model import SHIPPED
+        from coding_vessels.report import write_report
+        args, truth, record, curves = self.args, self.truth, None, None
+        tables = [table.set_index(table.Index.map(_canonical)).drop(columns='Index') for table in (output, probabilities)]
+        if truth is not None:
+            truth = truth.loc[tables[0].index]
+            record, curves = evaluate(truth, *tables, cohort=_simulated(args.truth)), draw_curves(truth, tables[0])
+        model = Path(args.model or SHIPPED)
+        facts = {'Program': f'coding_vessels {__version__}', 'Written': f'{date.today():%Y-%m-%d}', 'Patients': f'{args.csv}, frames in {args.images}',
+                 'Model': f'{model.name}, SHA-256 {hashlib.sha256(model.read_bytes()).hexdigest()[:16]}',
+                 'Trained on': 'the package\'s weights: simulated patients only' if not args.model else 'see settings.json in the folder of its run',
+                 'Left out': f'{errors.Index.nunique()} patients or files'}
+        notices = [NOT_A_MEDICAL_DEVICE, *([] if args.model else [SIMULATED_ONLY])]
+        return write_report(args.report, self.pages, f'Cerebral angiography of {len(self.pages)} patients', facts, notices, record, curves,
+                            errors[['Index', 'error']].itertuples(index=False), truth is not None)
+
+
+def _canonical(index: str) -> str:
+    from coding_vessels.studies import canonical_index
+    return canonical_index(index)
+
+# %% ../nbs/11_cli.ipynb #0925f5f5
+def _tables(output, probabilities=None) -> list:
+    "Return the output and, where there are any, the probabilities: those given, or `probabilities.csv` beside the output."
+    from coding_vessels.evaluation import read_labels
+    beside = Path(output).with_name('probabilities.csv')
+    return [read_labels(path) for path in (output, probabilities or (beside if beside.exists() else None)) if path]
+
+
+def _simulated(truth) -> Path | None:
+    "Return the folder of a groundtruth.csv if its patients are simulated."
+    return Path(truth).parent if (Path(truth).parent / 'truth').is_dir() else None
+
+
 def evaluate(args) -> int:
-    "Print the scores of a prediction file beside the all-negative baseline."
-    from coding_vessels.evaluation import align, read_labels, scores
-    truth, output = read_labels(args.truth, truth=True), read_labels(args.output)
-    table = scores(truth, align(truth, output))
-    print(f'{len(truth)} patients, {int(truth["Aneurysm"].sum())} with an aneurysm, {int(truth.iloc[:, 1:].to_numpy().sum())} flagged locations')
-    for name, row in table.iterrows():
-        print(f'{name:<18} {row.score:.4f}   95 % interval {row.low:.4f} to {row.high:.4f}   predicting nothing {row.all_negative:.4f}')
+    "Print every figure of a prediction with its interval, beside the trivial predictor's; write scores.json and curves."
+    import pandas as pd
+    from coding_vessels import evaluation
+    if args.out and Path(args.out).exists() and any(Path(args.out).iterdir()) and not args.overwrite:
+        raise FileExistsError(f'{args.out} exists and is not empty; choose another folder or add --overwrite.')
+    truth, tables = evaluation.read_labels(args.truth, truth=True), _tables(args.output, args.probabilities)
+    groups = evaluation.read_groups(args.groups) if args.groups else None
+    record = evaluation.evaluate(truth, *tables, *[None] * (2 - len(tables)), groups, _simulated(args.truth))
+    if args.compare: record['comparison'] = {'with': str(args.compare)} | evaluation.compare(truth, tables, _tables(args.compare))
+    print(evaluation.describe(record))
+    if args.out:
+        made = evaluation.write_scores(record, args.out, evaluation.draw_curves(truth, tables[0]))
+        print(f'written: {", ".join(map(str, made))}')
     print(NOT_A_MEDICAL_DEVICE)
     return 0
 
 
 def demo(args) -> int:
-    "Simulate a cohort, predict it with the shipped weights, and score the prediction."
+    "Simulate a cohort, predict it with the shipped weights, score the prediction, and make a page to read."
     out = Path(args.out)
     if out.exists() and any(out.iterdir()): raise FileExistsError(f'{out} exists and is not empty; choose another --out or remove it.')
+    truth = out / 'cohort/groundtruth.csv'
     steps = [['simulate', out / 'cohort', '--patients', args.patients, '--seed', args.seed, '--size', 512],
-             ['predict', '--csv', out / 'cohort/test.csv', '--images', out / 'cohort', '--out', out / 'output.csv', '--overlays', out / 'overlays'],
-             ['evaluate', '--truth', out / 'cohort/groundtruth.csv', '--output', out / 'output.csv']]
+             ['predict', '--csv', out / 'cohort/test.csv', '--images', out / 'cohort', '--out', out / 'output.csv', '--report', out / 'report.html', '--truth', truth],
+             ['evaluate', '--truth', truth, '--output', out / 'output.csv', '--out', out / 'scores']]
     for step in steps:
         print('$ coding_vessels', *step, flush=True)
         if status := main([str(word) for word in step]): return status
-    print(f'These patients are simulated, like those that the weights were trained on. Everything is in {out}/.')
+    print(f'These patients are simulated, like those that the weights were trained on. Everything is in {out}/; open {out}/report.html.')
     return 0
 
-# %% ../nbs/11_cli.ipynb #438b61b7
+# %% ../nbs/11_cli.ipynb #95eef10a
 def _parser() -> argparse.ArgumentParser:
     "Return the parser of all verbs."
     parser = argparse.ArgumentParser('coding_vessels', description=f'Reads eight cerebral angiography frames a patient: is there an aneurysm, and where. {NOT_A_MEDICAL_DEVICE}')
@@ -148,8 +207,12 @@ def _parser() -> argparse.ArgumentParser:
          ('--start', dict(help='fine-tune a trained model: a .keras file, or `shipped` for the weights of the package; at a fifth of the learning rate')))
     verb(predict, csv, images, ('--out', dict(required=True, help='output.csv')), ('--model', dict(help='best.keras of a run (default: the shipped weights, which know simulated patients only)')),
          ('--threshold', dict(type=float, help='a location is flagged from here (default: the model\'s own thresholds)')),
-         ('--overlays', dict(help='folder for pictures of where the network looked')), ('--overwrite', dict(action='store_true')))
-    verb(evaluate, ('--truth', dict(required=True, help='groundtruth.csv')), ('--output', dict(required=True, help='output.csv')))
+         ('--overlays', dict(help='folder for pictures of where the network looked')), ('--report', dict(help='an HTML page to read')),
+         ('--truth', dict(help='true labels for the page: its scores are shown')), ('--overwrite', dict(action='store_true')))
+    verb(evaluate, ('--truth', dict(required=True, help='groundtruth.csv')), ('--output', dict(required=True, help='output.csv')),
+         ('--probabilities', dict(help='probabilities of the locations (default: probabilities.csv beside the output, if it is there)')),
+         ('--compare', dict(help='another output.csv for the same patients')), ('--groups', dict(help='CSV with Index and a column for each division of the patients, such as scanner')),
+         ('--out', dict(help='folder for scores.json and the curves')), ('--overwrite', dict(action='store_true')))
     verb(demo, ('--out', dict(default='coding_vessels_demo', help='new folder (default coding_vessels_demo)')), seed,
          ('--patients', dict(type=int, default=80, help='to simulate (default 80)')))
     return parser

@@ -20,8 +20,8 @@ from .studies import canonical_index, parse_labels, read_table
 # %% auto #0
 __all__ = ['TRIVIAL', 'read_labels', 'align', 'aurocs', 'auroc', 'location_accuracy', 'average_precision',
            'sensitivity_at_specificity', 'calibration_table', 'calibration_error', 'figures', 'location_figures',
-           'bootstrap', 'interval', 'evaluate', 'figure_table', 'location_table', 'delong', 'delong_test', 'mcnemar',
-           'compare', 'draw_curves', 'write_scores', 'read_findings', 'by_size']
+           'bootstrap', 'interval', 'read_findings', 'by_size', 'evaluate', 'figure_table', 'location_table', 'delong',
+           'delong_test', 'mcnemar', 'compare', 'read_groups', 'describe', 'draw_curves', 'write_scores']
 
 # %% ../nbs/08_evaluation.ipynb #1c43a85a
 def read_labels(csv, truth: bool = False) -> pd.DataFrame:
@@ -122,7 +122,7 @@ def calibration_error(y: np.ndarray, p: np.ndarray, groups: int = 10) -> float:
     group = np.minimum((p * groups).astype(int), groups - 1)
     return float(np.abs(np.bincount(group, p - y)).sum() / len(p))
 
-# %% ../nbs/08_evaluation.ipynb #1197fbec
+# %% ../nbs/08_evaluation.ipynb #d26c7749
 def figures(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = None, least: int = 5) -> dict[str, float]:
     """Return every figure of a prediction.
 
@@ -131,7 +131,7 @@ def figures(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = None, least
     y : ndarray, shape (n, 22)
         True labels, 0 or 1, in the order of LABELS.
     flags : ndarray, shape (n, 22)
-        Probability of `Aneurysm`, then the locations' flags, 0 or 1.
+        Probability of `Aneurysm`, then the locations' flags, 0 or 1; a number from 0.5 counts as a flag.
     p : ndarray, shape (n, 22), optional
         Probabilities; without them the locations' rankings cannot be judged, and their figures are left out.
     least : int
@@ -142,7 +142,7 @@ def figures(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = None, least
     dict
         Name and number; not-a-number where the patients do not allow it.
     """
-    any_true, risk, called = y[:, 0] == 1, flags[:, 0], flags[:, 1:].any(axis=1)
+    any_true, risk, called = y[:, 0] == 1, flags[:, 0], (flags[:, 1:] >= 0.5).any(axis=1)
     share = lambda who, whom: float(who[whom].mean()) if whom.any() else float('nan')
     result = {'AUROC': float(aurocs(y[:, :1], flags[:, :1])[0]), 'location accuracy': 1 - float(np.abs(y[:, 1:] - flags[:, 1:]).mean()),
               'sensitivity': share(called, any_true), 'specificity': share(~called, ~any_true),
@@ -160,7 +160,7 @@ def figures(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = None, least
 
 def location_figures(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = None) -> np.ndarray:
     "Return AUROC, average precision, sensitivity and specificity of each location, (21, 4), from arrays as `figures` takes them."
-    positive, flagged = y[:, 1:] == 1, flags[:, 1:] == 1
+    positive, flagged = y[:, 1:] == 1, flags[:, 1:] >= 0.5
     with np.errstate(invalid='ignore'):
         found = (positive & flagged).sum(axis=0) / positive.sum(axis=0)
         spared = (~positive & ~flagged).sum(axis=0) / (~positive).sum(axis=0)
@@ -193,12 +193,52 @@ def interval(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         warnings.simplefilter('ignore', RuntimeWarning)                                  # a column without a single number stays not-a-number
         return tuple(np.nanpercentile(draws, [2.5, 97.5], axis=0))
 
-# %% ../nbs/08_evaluation.ipynb #d324cece
+# %% ../nbs/08_evaluation.ipynb #8a1b98ff
+def read_findings(cohort, output: pd.DataFrame, positions: pd.DataFrame) -> pd.DataFrame:
+    """Return what became of every true aneurysm of a simulated cohort.
+
+    Parameters
+    ----------
+    cohort : str or Path
+        Folder of the cohort, with `truth/`.
+    output : DataFrame
+        Flags, as `read_labels` returns them.
+    positions : DataFrame
+        Index, location, view, x, y in pixels, as `predict_studies` returns them.
+
+    Returns
+    -------
+    DataFrame
+        One row for each aneurysm and view that shows it: Index, location, kind, diameter_mm, view, clear (its share of the contrast
+        medium within its outline), found (flagged), and distance from the predicted place as a share of the frame's width, or not-a-number.
+    """
+    places, rows = positions.assign(Index=positions.Index.map(canonical_index)).set_index(['Index', 'location', 'view'])[['x', 'y']], []
+    for index in output.index:
+        truth = json.loads((Path(cohort) / f'truth/{index}.json').read_text(encoding='utf-8'))
+        for aneurysm in truth['aneurysms']:
+            location, found = aneurysm['location'], bool(output.loc[index, aneurysm['location']])
+            for view in views_of(location):
+                seen, key = aneurysm['views'][view], (index, location, view)
+                x, y = places.loc[key] if key in places.index else (np.nan, np.nan)
+                distance = np.hypot(x - seen['x'], y - seen['y']) / truth['size'][0]
+                if seen['visible']: rows.append((index, location, aneurysm['kind'], aneurysm['diameter_mm'], view, seen['clear'], found, distance))
+    return pd.DataFrame(rows, columns=['Index', 'location', 'kind', 'diameter_mm', 'view', 'clear', 'found', 'distance'])
+
+
+def by_size(findings: pd.DataFrame, edges=(0, 3, 5, 10, 100)) -> pd.DataFrame:
+    "Return, for groups of diameters in mm, how many aneurysms there are, the share found, and the share of places within 5 % of the frame's width."
+    group = pd.cut(findings.diameter_mm, edges, right=False)
+    each = findings.groupby(['Index', 'location']).first()
+    shares = each.groupby(pd.cut(each.diameter_mm, edges, right=False), observed=False).found.agg(['size', 'mean'])
+    near = (findings.distance <= 0.05).where(findings.found).groupby(group, observed=False).mean()
+    return shares.set_axis(['aneurysms', 'found'], axis=1).assign(placed=near)
+
+# %% ../nbs/08_evaluation.ipynb #662217ab
 TRIVIAL = 'predicting nothing'       # no flags, and for everybody the cohort's share of positives
 
 
 def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFrame | None = None,
-             groups: pd.DataFrame | None = None, repetitions: int = 1000) -> dict:
+             groups: pd.DataFrame | None = None, cohort=None, repetitions: int = 1000) -> dict:
     """Return all figures of a prediction, with 95 % bootstrap intervals over patients, ready for JSON.
 
     Parameters
@@ -207,6 +247,8 @@ def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFr
         As `read_labels` returns them: true labels, the competition's output, and the probabilities of all locations.
     groups : DataFrame, optional
         One row a patient, one column for each division of the patients, such as scanner or sex.
+    cohort : str or Path, optional
+        Folder of a simulated cohort; its `truth/` tells the sizes of the aneurysms.
     repetitions : int
         Of the bootstrap.
 
@@ -214,7 +256,7 @@ def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFr
     -------
     dict
         'patients', 'with aneurysm', 'positive locations'; 'figures': score, low, high and what the trivial predictor gets;
-        'locations': positives and four figures with intervals; 'calibration'; 'sides'; 'groups'. A figure that the patients
+        'locations': positives and four figures with intervals; 'calibration'; 'sides'; and, if asked for, 'sizes' and 'groups'. A figure that the patients
         do not allow is None.
     """
     arrays = [align(truth, table).to_numpy(float) for table in (truth, output, probabilities) if table is not None]
@@ -222,12 +264,16 @@ def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFr
     names, trivial = list(figures(*arrays)), figures(y, y * 0 + np.eye(22)[0] * y[:, 0].mean(), *[y * 0 + y.mean(axis=0)] * (len(arrays) == 3))
     score = lambda *parts: np.append(list(figures(*parts).values()), location_figures(*parts))
     whole, (low, high) = score(*arrays), interval(bootstrap(score, arrays, repetitions))
-    triples = [dict(zip(('score', 'low', 'high'), map(_number, triple))) for triple in zip(whole, low, high)]
+    triples = [_triple(*values) for values in zip(whole, low, high)]
     places = {location: {'positives': int(y[:, i + 1].sum())} | dict(zip(('AUROC', 'average precision', 'sensitivity', 'specificity'), triples[len(names) + 4 * i:]))
               for i, location in enumerate(LOCATIONS)}
     result = {'patients': len(y), 'with aneurysm': int(y[:, 0].sum()), 'positive locations': int(y[:, 1:].sum()), 'repetitions': repetitions,
               'figures': {name: triple | {TRIVIAL: _number(trivial[name])} for name, triple in zip(names, triples)}, 'locations': places,
               'calibration': calibration_table(y[:, 0], arrays[1][:, 0]).to_dict('records'), 'sides': _sides(y, arrays[1])}
+    if cohort is not None:
+        nowhere = pd.DataFrame(columns=['Index', 'location', 'view', 'x', 'y'])
+        sizes = by_size(read_findings(cohort, align(truth, output), nowhere)).rename(index=lambda size: f'{size.left} to {size.right} mm')
+        result['sizes'] = {size: {'aneurysms': int(row.aneurysms), 'found': _number(row.found)} for size, row in sizes.iterrows()}
     return result if groups is None else result | {'groups': _groups(truth, arrays, groups, repetitions)}
 
 
@@ -236,12 +282,17 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
+def _triple(score: float, low: float, high: float) -> dict:
+    "Return a score and its interval; a score that does not exist has none."
+    return {'score': _number(score), 'low': _number(low) if np.isfinite(score) else None, 'high': _number(high) if np.isfinite(score) else None}
+
+
 def _sides(y: np.ndarray, flags: np.ndarray) -> dict:
     "Return positives, sensitivity and specificity over the locations of the left, the right and the midline."
     side = np.array([{'L': 'left', 'R': 'right'}.get(location.split('_')[0], 'midline') for location in LOCATIONS])
     result = {}
     for name in ('left', 'right', 'midline'):
-        truth, flagged = (array[:, 1:][:, side == name] == 1 for array in (y, flags))
+        truth, flagged = (array[:, 1:][:, side == name] >= 0.5 for array in (y, flags))
         result[name] = {'positives': int(truth.sum()), 'sensitivity': _number(flagged[truth].mean() if truth.any() else np.nan), 'specificity': _number((~flagged[~truth]).mean())}
     return result
 
@@ -255,7 +306,7 @@ def _groups(truth: pd.DataFrame, arrays: list[np.ndarray], groups: pd.DataFrame,
             score = lambda *parts: np.array([figures(*parts)[name] for name in names])
             low, high = interval(bootstrap(score, part, repetitions))
             result.setdefault(str(column), {})[str(value)] = {'patients': len(part[0]), 'with aneurysm': int(part[0][:, 0].sum())} | {
-                name: dict(zip(('score', 'low', 'high'), map(_number, triple))) for name, *triple in zip(names, score(*part), low, high)}
+                name: _triple(*values) for name, *values in zip(names, score(*part), low, high)}
     return result
 
 # %% ../nbs/08_evaluation.ipynb #0dd0abff
@@ -302,7 +353,7 @@ def mcnemar(one_right: np.ndarray, other_right: np.ndarray) -> tuple[int, int, f
     first, second = int((one_right & ~other_right).sum()), int((other_right & ~one_right).sum())
     return first, second, float(binomtest(first, first + second).pvalue) if first + second else 1.0
 
-# %% ../nbs/08_evaluation.ipynb #26f91229
+# %% ../nbs/08_evaluation.ipynb #8bdf59e7
 def compare(truth: pd.DataFrame, one: list[pd.DataFrame], other: list[pd.DataFrame], repetitions: int = 1000) -> dict:
     """Return how two predictions for the same patients differ, ready for JSON.
 
@@ -326,17 +377,54 @@ def compare(truth: pd.DataFrame, one: list[pd.DataFrame], other: list[pd.DataFra
     names = list(figures(y, *first))
     score = lambda y, *parts: np.subtract(list(figures(y, *parts[:number]).values()), list(figures(y, *parts[number:]).values()))
     low, high = interval(bootstrap(score, [y, *first, *second], repetitions))
-    right = [tables[0][:, 1:].any(axis=1) == (y[:, 0] == 1) for tables in (first, second)]
-    differences = {name: dict(zip(('score', 'low', 'high'), map(_number, triple))) for name, *triple in zip(names, score(y, *first, *second), low, high)}
+    right = [(tables[0][:, 1:] >= 0.5).any(axis=1) == (y[:, 0] == 1) for tables in (first, second)]
+    differences = {name: _triple(*values) for name, *values in zip(names, score(y, *first, *second), low, high)}
     return {'DeLong': dict(zip('zp', map(_number, delong_test(y[:, 0], first[0][:, 0], second[0][:, 0])))),
             'McNemar': dict(zip(('only this', 'only the other', 'p'), mcnemar(*right))), 'differences': differences}
 
-# %% ../nbs/08_evaluation.ipynb #3a939549
+# %% ../nbs/08_evaluation.ipynb #5d68f046
+def read_groups(csv) -> pd.DataFrame:
+    """Return the divisions of the patients of a CSV: one row a patient, one column of text for each division.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it has no column beside Index, or a patient stands twice.
+    """
+    table = read_table(csv)
+    table.index = [canonical_index(text) for text in table['Index']]
+    if len(table.columns) < 2: raise ValueError(f'{csv} has no column beside Index; add one for each division of the patients.')
+    if table.index.has_duplicates: raise ValueError(f'{csv} has patient {table.index[table.index.duplicated()][0]} twice; keep one row.')
+    return table.drop(columns='Index').astype(str)
+
+
+def describe(record: dict) -> str:
+    "Return the record of `evaluate` as text: figures, groups and, if there is one, the comparison."
+    show = lambda value: f'{"-":>7}' if value is None else f'{value:7.4f}'
+    line = lambda name, row: f'{name:<32}{show(row["score"])}   {show(row["low"])} to {show(row["high"])}'
+    chance = lambda p: '-' if p is None else '< 0.0001' if p < 1e-4 else f'{p:.4f}'
+    lines = [f"{record['patients']} patients, {record['with aneurysm']} with an aneurysm, {record['positive locations']} positive locations",
+             f'{"":<34}score   95 % interval       {TRIVIAL}']
+    lines += [f'{line(name, row)}   {show(row[TRIVIAL])}' for name, row in record['figures'].items()]
+    if 'sizes' in record: lines.append('found, by diameter: ' + ', '.join(f'{size} {row["found"]:.0%} of {row["aneurysms"]}' for size, row in record['sizes'].items() if row['aneurysms']))
+    for column, groups in record.get('groups', {}).items():
+        for value, row in groups.items():
+            lines += [f'{column} {value}: {row["patients"]} patients, {row["with aneurysm"]} with an aneurysm', *(line(f'  {name}', row[name]) for name in ('AUROC', 'sensitivity', 'specificity'))]
+    if 'comparison' in record:
+        against = record['comparison']
+        lines += [f'minus {against.get("with", "the other")}:', *(line(f'  {name}', row) for name, row in against['differences'].items())]
+        lines += [f'  DeLong, AUROC: z {show(against["DeLong"]["z"]).strip()}, p {chance(against["DeLong"]["p"])}',
+                  f'  McNemar, patients called rightly by one only: {against["McNemar"]["only this"]} and {against["McNemar"]["only the other"]}, p {chance(against["McNemar"]["p"])}']
+    return '\n'.join(lines)
+
+# %% ../nbs/08_evaluation.ipynb #37cd792e
 def draw_curves(truth: pd.DataFrame, output: pd.DataFrame, repetitions: int = 300):
     "Return a matplotlib figure with the ROC curve, the precision-recall curve and the reliability curve of `Aneurysm`."
     from matplotlib.figure import Figure
     y, p = truth['Aneurysm'].to_numpy(float), align(truth, output)['Aneurysm'].to_numpy(float)
-    called = align(truth, output)[list(LOCATIONS)].to_numpy().any(axis=1)
+    called = (align(truth, output)[list(LOCATIONS)].to_numpy() >= 0.5).any(axis=1)
     figure, grid = Figure(figsize=(10, 3.3), layout='constrained'), np.linspace(0, 1, 101)
     roc, recall, reliability = figure.subplots(1, 3)
     roc.set(xlabel='1 - specificity', ylabel='sensitivity', title='ROC'); recall.set(xlabel='sensitivity', ylabel='precision', title='Precision and recall', ylim=(0, 1.03))
@@ -366,43 +454,3 @@ def write_scores(record: dict, folder, curves=None) -> list[Path]:
             made.append(folder / name)
     finally: beside.unlink(missing_ok=True)
     return made
-
-# %% ../nbs/08_evaluation.ipynb #8a1b98ff
-def read_findings(cohort, output: pd.DataFrame, positions: pd.DataFrame) -> pd.DataFrame:
-    """Return what became of every true aneurysm of a simulated cohort.
-
-    Parameters
-    ----------
-    cohort : str or Path
-        Folder of the cohort, with `truth/`.
-    output : DataFrame
-        Flags, as `read_labels` returns them.
-    positions : DataFrame
-        Index, location, view, x, y in pixels, as `predict_studies` returns them.
-
-    Returns
-    -------
-    DataFrame
-        One row for each aneurysm and view that shows it: Index, location, kind, diameter_mm, view, clear (its share of the contrast
-        medium within its outline), found (flagged), and distance from the predicted place as a share of the frame's width, or not-a-number.
-    """
-    places, rows = positions.assign(Index=positions.Index.map(canonical_index)).set_index(['Index', 'location', 'view'])[['x', 'y']], []
-    for index in output.index:
-        truth = json.loads((Path(cohort) / f'truth/{index}.json').read_text(encoding='utf-8'))
-        for aneurysm in truth['aneurysms']:
-            location, found = aneurysm['location'], bool(output.loc[index, aneurysm['location']])
-            for view in views_of(location):
-                seen, key = aneurysm['views'][view], (index, location, view)
-                x, y = places.loc[key] if key in places.index else (np.nan, np.nan)
-                distance = np.hypot(x - seen['x'], y - seen['y']) / truth['size'][0]
-                if seen['visible']: rows.append((index, location, aneurysm['kind'], aneurysm['diameter_mm'], view, seen['clear'], found, distance))
-    return pd.DataFrame(rows, columns=['Index', 'location', 'kind', 'diameter_mm', 'view', 'clear', 'found', 'distance'])
-
-
-def by_size(findings: pd.DataFrame, edges=(0, 3, 5, 10, 100)) -> pd.DataFrame:
-    "Return, for groups of diameters in mm, how many aneurysms there are, the share found, and the share of places within 5 % of the frame's width."
-    group = pd.cut(findings.diameter_mm, edges, right=False)
-    each = findings.groupby(['Index', 'location']).first()
-    shares = each.groupby(pd.cut(each.diameter_mm, edges, right=False), observed=False).found.agg(['size', 'mean'])
-    near = (findings.distance <= 0.05).where(findings.found).groupby(group, observed=False).mean()
-    return shares.set_axis(['aneurysms', 'found'], axis=1).assign(placed=near)

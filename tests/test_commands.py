@@ -1,5 +1,6 @@
 """The installed command, end to end, as a user meets it: a wheel in an environment without the sources."""
 
+import json
 import os
 import subprocess
 import sys
@@ -63,7 +64,9 @@ def test_demo_small(command, tmp_path):
     assert "location accuracy" in done.stdout and "Not a medical device" in done.stdout and "simulated patients only" in done.stdout
     assert len(pd.read_csv(tmp_path / "demo/output.csv")) == 30
     positions = pd.read_csv(tmp_path / "demo/positions.csv")
-    assert len(list((tmp_path / "demo/overlays").glob("*.png"))) == len(positions.groupby(["Index", "location"])) > 3
+    assert len(positions.groupby(["Index", "location"])) > 3
+    record = json.loads((tmp_path / "demo/scores/scores.json").read_text())
+    assert f"{record['figures']['AUROC']['score']:.3f}</td>" in (tmp_path / "demo/report.html").read_text() and record["sizes"]
     from coding_vessels.evaluation import auroc, read_labels
 
     assert auroc(read_labels(tmp_path / "demo/cohort/groundtruth.csv"), read_labels(tmp_path / "demo/output.csv")) > 0.8
@@ -123,6 +126,10 @@ def test_evaluate_gives_the_official_figures(command, tmp_path):
     assert abs(auroc(one, two) - pairs) < 1e-12
     done = command("evaluate", "--truth", tmp_path / "t.csv", "--output", tmp_path / "o.csv")
     assert f"{pairs:.4f}" in done.stdout and "predicting nothing" in done.stdout
+    done = command("evaluate", "--truth", tmp_path / "t.csv", "--output", tmp_path / "o.csv", "--compare", tmp_path / "o.csv", "--out", tmp_path / "scores")
+    record = json.loads((tmp_path / "scores/scores.json").read_text())
+    assert record["figures"]["AUROC"]["score"] == auroc(one, two) and record["comparison"]["DeLong"] == {"z": 0.0, "p": 1.0}
+    assert "DeLong" in done.stdout and (tmp_path / "scores/curves.png").stat().st_size > 10_000
     output.drop(index=7).to_csv(tmp_path / "short.csv", index=False)
     done = command("evaluate", "--truth", tmp_path / "t.csv", "--output", tmp_path / "short.csv")
     assert done.returncode == 1 and "patient 7: missing" in done.stderr

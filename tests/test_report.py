@@ -1,0 +1,88 @@
+"""The report page in a real browser: no error, no request, switches and links that work, and the figures of scores.json."""
+
+import json
+import shutil
+
+import pytest
+
+from coding_vessels.cli import main
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+playwright = pytest.importorskip("playwright.sync_api")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    cohort = folder / "cohort"
+    assert main(f"simulate {cohort} --patients 10 --seed 5 --size 400".split()) == 0
+    (cohort / "images/1002LI-A.jpg").write_bytes(b"<html>")
+    assert main(f"predict --csv {cohort}/test.csv --images {cohort} --out {folder}/output.csv --threshold 0.1 --report {folder}/report.html --truth {cohort}/groundtruth.csv".split()) == 3
+    kept = [line for line in (cohort / "groundtruth.csv").read_text().splitlines() if not line.startswith("1002,")]
+    (cohort / "groundtruth.csv").write_text("\n".join(kept))
+    assert main(f"evaluate --truth {cohort}/groundtruth.csv --output {folder}/output.csv --out {folder}/scores".split()) == 0
+    return folder
+
+
+@pytest.fixture
+def page(folder):
+    if BROWSER is None:
+        pytest.skip("no Chromium here")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page.trouble, page.requests = [], []
+        page.on("console", lambda message: page.trouble.append(message.text))
+        page.on("pageerror", lambda error: page.trouble.append(str(error)))
+        page.on("request", lambda request: page.requests.append(request.url) if not request.url.startswith("data:") else None)
+        page.goto((folder / "report.html").as_uri())
+        yield page
+        assert page.trouble == [] and page.requests == [(folder / "report.html").as_uri()]
+        browser.close()
+
+
+def test_figures_are_those_of_scores_json(folder, page):
+    record = json.loads((folder / "scores/scores.json").read_text())
+    shown = page.eval_on_selector_all("#figures [data-value]", "cells => cells.map(cell => cell.dataset.value)")
+    assert shown == [str(row["score"]) for row in record["figures"].values()]
+    written = page.eval_on_selector_all("#figures tbody tr", "rows => rows.map(row => row.innerText.split('\\t'))")
+    assert [row[0] for row in written] == list(record["figures"])
+    assert [row[1] for row in written] == ["–" if row["score"] is None else f"{row['score']:.3f}" for row in record["figures"].values()]
+    assert "1002" in page.inner_text("#patients ul")
+
+
+def test_links_lead_to_a_patient_and_back(page):
+    assert page.locator("section.patient:visible").count() == 0
+    page.locator("#patients tbody tr").nth(1).locator("a").click()
+    assert page.locator("section.patient:visible").count() == 1 and not page.locator("#overview").is_visible()
+    page.get_by_text("Lower risk").locator("visible=true").click()
+    assert page.locator("#patient-3").is_visible() and not page.locator("#patient-2").is_visible()
+    page.go_back()
+    assert page.locator("#patient-2").is_visible()
+    page.get_by_text("All patients").locator("visible=true").click()
+    assert page.locator("#overview").is_visible()
+
+
+def test_attention_is_switched_on_and_off(page):
+    page.locator("#patients tbody a").first.click()
+    patient = page.locator("#patient-1")
+    assert patient.locator(".layer:visible").count() == 0
+    choice = patient.locator("input[type=radio]").nth(1)
+    choice.focus()
+    page.keyboard.press("Space")  # by keyboard
+    layers = patient.locator(".layer:visible")
+    assert layers.count() in (2, 4) and patient.locator(".peak:visible").count() == layers.count()
+    assert {layers.nth(i).get_attribute("data-location") for i in range(layers.count())} == {choice.get_attribute("value")}
+    frame, layer = layers.first.locator("xpath=..").bounding_box(), layers.first.bounding_box()
+    assert layer["x"] >= frame["x"] - 1 and layer["width"] <= frame["width"] + 1
+    patient.locator("input[type=radio]").first.check()
+    assert patient.locator(".layer:visible").count() == 0
+
+
+def test_phone_and_paper(page):
+    page.locator("#patients tbody a").first.click()
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.emulate_media(media="print")
+    assert not page.locator("#patient-1 nav").is_visible() and page.locator("header .notice").first.is_visible()
+    assert page.pdf(format="A4").startswith(b"%PDF")
