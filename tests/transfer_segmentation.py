@@ -27,9 +27,11 @@ CROP = 256
 
 def contrast(frame):
     """Return how much darker each pixel is than its surroundings, as a share of them; black borders give 0."""
+    black = cv2.copyMakeBorder((frame < 4).astype(np.uint8), 40, 40, 40, 40, cv2.BORDER_CONSTANT, value=1)
+    border = cv2.morphologyEx(black, cv2.MORPH_OPEN, np.ones((41, 41), np.uint8))[40:-40, 40:-40]  # wider than any vessel
     small = cv2.resize(frame, None, fx=0.125, fy=0.125, interpolation=cv2.INTER_AREA)
     ground = cv2.resize(cv2.medianBlur(small, 21), frame.shape[::-1], interpolation=cv2.INTER_LINEAR).astype(np.float32)
-    return np.where(ground > 20, (ground - frame) / np.maximum(ground, 20), 0).astype(np.float32)
+    return np.where((ground > 20) & (border == 0), (ground - frame) / np.maximum(ground, 20), 0).astype(np.float32)
 
 
 def sequence_minimum(seed):
