@@ -13,7 +13,8 @@ from pathlib import Path
 from . import __version__
 
 # %% auto #0
-__all__ = ['NOT_A_MEDICAL_DEVICE', 'SIMULATED_ONLY', 'simulate', 'check', 'train', 'predict', 'evaluate', 'demo', 'main']
+__all__ = ['NOT_A_MEDICAL_DEVICE', 'SIMULATED_ONLY', 'simulate', 'check', 'import_dicom', 'train', 'predict', 'evaluate', 'demo',
+           'main']
 
 # %% ../nbs/11_cli.ipynb #cd32a499
 NOT_A_MEDICAL_DEVICE = 'Not a medical device: for research only, not for diagnosis or treatment.'
@@ -45,6 +46,20 @@ def check(args) -> int:
     print(f'{len(studies)} usable studies, {len(problems)} problems')
     return 1 if len(problems) else 0
 
+# %% ../nbs/11_cli.ipynb #1c0f2ef9
+def import_dicom(args) -> int:
+    "Turn a folder of DICOM files into a cohort with new indices; the key to the patients goes to a file of its own."
+    import logging
+    import warnings
+    import pandas as pd
+    from coding_vessels import dicom
+    logging.getLogger('pydicom').setLevel(logging.CRITICAL); warnings.simplefilter('ignore')         # what matters comes as a sentence
+    problems = dicom.import_dicom(args.folder, args.out, args.key, args.mapping, args.projection)
+    with pd.option_context('display.max_rows', None, 'display.max_colwidth', None, 'display.width', None):
+        if len(problems): print(problems.to_string(index=False))
+    print(f'{len(pd.read_csv(Path(args.out) / "test.csv"))} patients: {args.out}; the way back to them: {args.key}')
+    return 3 if (problems.Index == '').any() else 0
+
 # %% ../nbs/11_cli.ipynb #881a935a
 def train(args) -> int:
     "Train a network on a cohort into a run folder, or fine-tune a trained one."
@@ -67,15 +82,15 @@ def train(args) -> int:
     if len(errors): print(f'{errors.Index.nunique()} patients left out: {write_csv(errors, Path(args.out) / "errors.csv")}', file=sys.stderr)
     return 3 if len(errors) else 0
 
-# %% ../nbs/11_cli.ipynb #2164f0bc
+# %% ../nbs/11_cli.ipynb #23f6a1a2
 def predict(args) -> int:
-    "Write output.csv, probabilities.csv, positions.csv and, if need be, errors.csv; with --report a page to read."
+    "Write output.csv, probabilities.csv, positions.csv and, if need be, warnings.csv and errors.csv; with --report a page to read."
     import pandas as pd
     from coding_vessels import prediction
     from coding_vessels.model import SHIPPED, load_model, preprocessing_of, thresholds_of
     from coding_vessels.studies import read_cohort
     out = Path(args.out)
-    beside = [out.with_name(f'{name}.csv') for name in ('probabilities', 'positions', 'errors')]
+    beside = [out.with_name(f'{name}.csv') for name in ('probabilities', 'positions', 'warnings', 'errors')]
     wanted = [out, *beside, *(Path(path) for path in (args.overlays, args.report) if path)]
     taken = [str(path) for path in wanted if path.exists()]
     if taken and not args.overwrite: raise FileExistsError(f'{", ".join(taken)} exists; choose another name or add --overwrite.')
@@ -85,19 +100,21 @@ def predict(args) -> int:
     threshold, settings = thresholds_of(model) if args.threshold is None else args.threshold, preprocessing_of(model)
     studies, problems = read_cohort(args.csv, args.images, labelled=False)
     report = _Report(args, settings, threshold) if args.report else None
-    visits = [*([prediction.overlay_writer(args.overlays, settings, threshold)] if args.overlays else []), *([report.visit] if report else [])]
-    visit = (lambda *study: [each(*study) for each in visits]) if visits else None
-    probabilities, positions, unread = prediction.predict_studies(model, studies, threshold=threshold, visit=visit)
+    suspicious = []
+    visits = [prediction.warning_collector(suspicious), *([prediction.overlay_writer(args.overlays, settings, threshold)] if args.overlays else []), *([report.visit] if report else [])]
+    probabilities, positions, unread = prediction.predict_studies(model, studies, threshold=threshold, visit=lambda *study: [visit(*study) for visit in visits])
     if not len(probabilities): raise ValueError(f'no study of {args.csv} can be predicted; `coding_vessels check --unlabelled` says why.')
     output, errors = prediction.apply_threshold(probabilities, threshold), pd.concat([unread, _lost(problems)])
-    for table, file in zip((probabilities, positions, errors), beside):
-        if table is errors and not len(errors): file.unlink(missing_ok=True)
-        else: prediction.write_csv(table, file)
+    warnings = pd.DataFrame(suspicious, columns=['Index', 'view', 'file', 'warning'])
+    for table, file in zip((probabilities, positions, warnings, errors), beside):
+        if len(table) or file in beside[:2]: prediction.write_csv(table, file)
+        else: file.unlink(missing_ok=True)                                                       # of an earlier run
     prediction.write_csv(output, out)
     print(f'{len(probabilities)} patients predicted, {len(positions.groupby(["Index", "location"]))} locations flagged: {", ".join(map(str, [out, *beside[:2]]))}')
     if args.overlays: print(f'where the network looked: {args.overlays}/')
+    if len(warnings): print(f'{len(warnings)} suspicious frames: {beside[2]}', file=sys.stderr)
     if report: print(f'a page to read: {report.write(output, probabilities, errors)}')
-    if len(errors): print(f'{errors.Index.nunique()} patients or files left out: {beside[2]}', file=sys.stderr)
+    if len(errors): print(f'{errors.Index.nunique()} patients or files left out: {beside[3]}', file=sys.stderr)
     if not args.model: print(SIMULATED_ONLY)
     print(NOT_A_MEDICAL_DEVICE)
     return 3 if len(errors) else 0
@@ -182,7 +199,7 @@ def demo(args) -> int:
     print(f'These patients are simulated, like those that the weights were trained on. Everything is in {out}/; open {out}/report.html.')
     return 0
 
-# %% ../nbs/11_cli.ipynb #95eef10a
+# %% ../nbs/11_cli.ipynb #3e3ab64d
 def _parser() -> argparse.ArgumentParser:
     "Return the parser of all verbs."
     parser = argparse.ArgumentParser('coding_vessels', description=f'Reads eight cerebral angiography frames a patient: is there an aneurysm, and where. {NOT_A_MEDICAL_DEVICE}')
@@ -190,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
 
     def verb(function, *options):
-        command = verbs.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
+        command = verbs.add_parser(function.__name__.replace('_', '-'), help=function.__doc__, description=function.__doc__)
         command.set_defaults(function=function)
         for name, details in options: command.add_argument(name, **details)
 
@@ -201,6 +218,9 @@ def _parser() -> argparse.ArgumentParser:
          ('--preset', dict(default='kium', help='kium (default), flat-panel, image-intensifier, elderly, shifted, training')),
          ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')), ('--workers', dict(type=int, default=-1, help='processes; by default one a core')))
     verb(check, csv, images, ('--unlabelled', dict(action='store_true', help='the CSV needs no labels')))
+    verb(import_dicom, ('folder', dict(help='all files in it and below are tried')), ('--out', dict(required=True, help='new folder of the cohort')),
+         ('--key', dict(required=True, help='new CSV outside the cohort: which index was which patient')), ('--mapping', dict(help='CSV with file, Patient, view for what the files leave open')),
+         ('--projection', dict(choices=('filling', 'minimum'), default='filling', help='the frame in which the arteries are darkest (default), or the darkest value of each pixel')))
     verb(train, csv, images, ('--preset', dict(choices=('vessel', 'kium', 'report'), default='vessel', help='vessel: ours, a laptop; kium: ours with ResNet50, ImageNet, 720 px, a GPU; report: the network of the 2023 report')),
          ('--out', dict(required=True, help='run folder')), seed, ('--epochs', dict(type=int)), ('--batch-size', dict(type=int)),
          ('--size', dict(type=int, help='pixels of the network\'s frames')), ('--resume', dict(action='store_true', help='go on with an interrupted run')),

@@ -5,8 +5,6 @@ import struct
 import zlib
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 
 from coding_vessels.anatomy import LABELS
@@ -36,28 +34,6 @@ def test_unreadable_frame(tmp_path, content):
     (tmp_path / "1LI-A.png").write_bytes(content)
     with pytest.raises(FrameError, match="1LI-A.png"):
         read_frame(tmp_path / "1LI-A.png")
-
-
-def test_mutated_frames_never_crash(cohort, tmp_path):
-    """2,000 JPEG and PNG files with flipped, cut and doubled bytes: each is read or refused with FrameError."""
-    rng, path = np.random.default_rng(0), tmp_path / "frame"
-    jpeg = (cohort / "images/1001LI-A.jpg").read_bytes()
-    png = cv2.imencode(".png", cv2.imread(str(cohort / "images/1001LI-B.jpg"), 0))[1].tobytes()
-    outcomes = {"read": 0, "refused": 0}
-    for case in range(2000):
-        data = bytearray(jpeg if case % 2 else png)
-        for place in rng.integers(0, len(data), rng.integers(1, 12)):
-            data[place] = rng.integers(256)
-        if case % 5 == 0:
-            data = data[: rng.integers(len(data))]
-        path.write_bytes(data)
-        try:
-            frame = read_frame(path)
-            assert frame.ndim == 2 and frame.dtype == np.uint8
-            outcomes["read"] += 1
-        except FrameError:
-            outcomes["refused"] += 1
-    assert min(outcomes.values()) > 100, outcomes
 
 
 HEADER = ",".join(["Index", *LABELS])
