@@ -126,14 +126,14 @@ def read_dicom(path):
     try: return dataset, _apart(path) if dataset.file_meta.TransferSyntaxUID.is_compressed else grey_frames(dataset)
     except Exception as error: raise FrameError(f'{path} cannot be decoded ({type(error).__name__}); export it uncompressed.') from None
 
-# %% ../nbs/02a_dicom.ipynb #022a153c
+# %% ../nbs/02a_dicom.ipynb #c2033fec
 _SIDE = {'L': r'\b(left|lt|l)\b|\bl(?=ica|va|cca|vert)', 'R': r'\b(right|rt|r)\b|\br(?=ica|va|cca|vert)'}
 _ARTERY = {'I': r'\b[lr]?ica\b|internal carotid', 'V': r'\b[lr]?va\b|vertebral|\b[lr]?vert\b'}
 
 
 def tag_of(dataset, name: str) -> str:
     "Return a tag's text; empty if it is missing or cannot be read."
-    try: return str(getattr(dataset, name, '') or '').strip()
+    try: return '' if (value := getattr(dataset, name, None)) is None else str(value).strip()
     except Exception: return ''                                                          # pydicom decodes tags when they are asked for; damage shows only then
 
 
