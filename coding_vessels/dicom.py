@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pydicom
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import ProcessPoolExecutor
 from PIL import Image
 from tqdm import tqdm
 
@@ -41,9 +43,8 @@ def grey_frames(dataset) -> np.ndarray:
         Vessels as dark as a viewer would show them.
     """
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
-    pixels = dataset.pixel_array
+    pixels = dataset.pixel_array                                                         # colours come as red, green, blue, whatever is stored
     if dataset.SamplesPerPixel > 1:
-        if 'YBR' in dataset.PhotometricInterpretation: pixels = pydicom.pixels.convert_color_space(pixels, dataset.PhotometricInterpretation, 'RGB')
         colours = pixels.reshape(-1, *pixels.shape[-3:])
         return np.stack([np.asarray(Image.fromarray(colour.astype(np.uint8)).convert('L')) for colour in colours])
     if 'WindowCenter' in dataset or 'VOILUTSequence' in dataset:
@@ -90,12 +91,18 @@ def _decoded(path) -> np.ndarray:
     return grey_frames(pydicom.dcmread(path))
 
 
+@cache
+def _decoder() -> ProcessPoolExecutor:
+    "Return the one process that decodes; joblib keeps other processes for other work, so this one is not of its pool."
+    return ProcessPoolExecutor(max_workers=1, timeout=120)
+
+
 def _apart(path) -> np.ndarray:
     "Return what `_decoded` returns; raises if its process dies or takes longer than a minute."
-    apart = get_reusable_executor(max_workers=1, timeout=120)
-    try: return apart.submit(_decoded, str(path)).result(timeout=60)
-    except TimeoutError:
-        apart.shutdown(kill_workers=True)
+    try: return _decoder().submit(_decoded, str(path)).result(timeout=60)
+    except (TimeoutError, BrokenProcessPool):
+        _decoder().shutdown(kill_workers=True)
+        _decoder.cache_clear()
         raise
 
 
