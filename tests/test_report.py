@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import time
 
 import pytest
 
 from coding_vessels.cli import main
+from coding_vessels.phantom import write_cohort
+from coding_vessels.studies import read_cohort
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -86,3 +89,23 @@ def test_phone_and_paper(page):
     page.emulate_media(media="print")
     assert not page.locator("#patient-1 nav").is_visible() and page.locator("header .notice").first.is_visible()
     assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_two_hundred_patients(page, tmp_path):
+    """The page's ten patients twenty times over: its size, and how long it takes to open and to turn to a patient (pytest -s shows it)."""
+    from coding_vessels.engines import load_engine
+    from coding_vessels.prediction import predict_studies
+    from coding_vessels.report import page_collector, write_report
+
+    cohort, engine, pages = write_cohort(tmp_path / "cohort", 10, seed=6, size=720), load_engine(), []
+    predict_studies(engine, read_cohort(cohort / "test.csv", cohort, labelled=False)[0], visit=page_collector(pages, engine.preprocessing, engine.thresholds))
+    path = write_report(tmp_path / "report.html", [dict(entry) for entry in pages * 20], "200", {}, ["Not a medical device."])
+    assert path.stat().st_size < 60e6
+    began, other = time.perf_counter(), page.context.browser.new_page()
+    other.goto(path.as_uri())
+    opened = time.perf_counter()
+    other.evaluate("location.hash = '#patient-151'")
+    other.locator("#patient-151 .frame img").first.wait_for(state="visible")
+    print(f"\n200 patients: {path.stat().st_size / 1e6:.0f} MB, opened in {opened - began:.1f} s, turned to a patient in {time.perf_counter() - opened:.1f} s")
+    assert other.locator("section.patient:visible").count() == 1
+    other.close()
