@@ -29,7 +29,10 @@ setup(
     package_data={"coding_vessels": ["assets/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={
+        "onnx": settings["onnx_requirements"].split(),
+        "dev": settings["dev_requirements"].split() + settings["onnx_requirements"].split(),
+    },
     entry_points={"console_scripts": settings["console_scripts"].split()},
     zip_safe=False,
 )

@@ -141,7 +141,7 @@ def augment_study(frames: np.ndarray, labels: np.ndarray, rng: np.random.Generat
     return changed, labels, marks
 
 # %% ../nbs/04_batches.ipynb #c2cc2e74
-CELL = 8    # pixels of a preprocessed frame for one cell of a map
+CELL = 16   # pixels of a preprocessed frame for one cell of a map
 
 
 def draw_maps(marks: np.ndarray | None, size: int) -> np.ndarray:
@@ -156,7 +156,7 @@ def draw_maps(marks: np.ndarray | None, size: int) -> np.ndarray:
 
     Returns
     -------
-    ndarray, shape (8, size // 8, size // 8, 13), float32
+    ndarray, shape (8, size // 16, size // 16, 13), float32
         0 to 1; -1 everywhere without marks.
     """
     cells = size // CELL
@@ -197,7 +197,7 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
     -------
     tf.data.Dataset
         Batches of frames, uint8 (batch, 8, size, size), and a dict: 'labels', float32 (batch, 22), and perhaps 'maps',
-        float32 (batch, 8, size // 8, size // 8, 13).
+        float32 (batch, 8, size // 16, size // 16, 13).
 
     Raises
     ------

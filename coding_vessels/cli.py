@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from pathlib import Path
@@ -13,8 +14,8 @@ from pathlib import Path
 from . import __version__
 
 # %% auto #0
-__all__ = ['NOT_A_MEDICAL_DEVICE', 'SIMULATED_ONLY', 'simulate', 'check', 'import_dicom', 'train', 'predict', 'evaluate', 'demo',
-           'main']
+__all__ = ['NOT_A_MEDICAL_DEVICE', 'SIMULATED_ONLY', 'simulate', 'check', 'import_dicom', 'train', 'export', 'predict',
+           'evaluate', 'demo', 'main']
 
 # %% ../nbs/11_cli.ipynb #cd32a499
 NOT_A_MEDICAL_DEVICE = 'Not a medical device: for research only, not for diagnosis or treatment.'
@@ -65,6 +66,7 @@ def train(args) -> int:
     "Train a network on a cohort into a run folder, or fine-tune a trained one."
     from dataclasses import replace
     from coding_vessels import model, training
+    from coding_vessels.engines import SHIPPED
     from coding_vessels.prediction import write_csv
     from coding_vessels.studies import read_cohort
     studies, problems = read_cohort(args.csv, args.images, decode=True)
@@ -73,7 +75,7 @@ def train(args) -> int:
     settings = replace(settings, seed=args.seed, **given)
     if args.start:
         if args.size: raise ValueError('--size and --start exclude each other; a trained model keeps its size.')
-        start = str(model.SHIPPED if args.start == 'shipped' else args.start)
+        start = str(SHIPPED if args.start == 'shipped' else args.start)
         settings = replace(settings, start=start, preprocessing=model.preprocessing_of(model.load_model(start)), learning_rate=settings.learning_rate / 5)
     elif args.size: settings = replace(settings, preprocessing=replace(settings.preprocessing, size=args.size))
     history = training.train(studies, args.out, settings, resume=args.resume)
@@ -82,12 +84,21 @@ def train(args) -> int:
     if len(errors): print(f'{errors.Index.nunique()} patients left out: {write_csv(errors, Path(args.out) / "errors.csv")}', file=sys.stderr)
     return 3 if len(errors) else 0
 
+# %% ../nbs/11_cli.ipynb #f96853a1
+def export(args) -> int:
+    "Write a trained model beside its file for an engine that needs no TensorFlow."
+    from coding_vessels.engines import export_model
+    made = export_model(args.model, args.engine)
+    print(f'{made}: `predict --model {args.model if args.engine == "openvino" else made}` computes with it.')
+    return 0
+
 # %% ../nbs/11_cli.ipynb #23f6a1a2
 def predict(args) -> int:
     "Write output.csv, probabilities.csv, positions.csv and, if need be, warnings.csv and errors.csv; with --report a page to read."
     import pandas as pd
     from coding_vessels import prediction
-    from coding_vessels.model import SHIPPED, load_model, preprocessing_of, thresholds_of
+    from coding_vessels.anatomy import LOCATIONS
+    from coding_vessels.engines import load_engine
     from coding_vessels.studies import read_cohort
     out = Path(args.out)
     beside = [out.with_name(f'{name}.csv') for name in ('probabilities', 'positions', 'warnings', 'errors')]
@@ -96,13 +107,15 @@ def predict(args) -> int:
     if taken and not args.overwrite: raise FileExistsError(f'{", ".join(taken)} exists; choose another name or add --overwrite.')
     if out in beside: raise ValueError(f'--out {out.name} is taken by another result; choose another name.')
     if args.threshold is not None and not 0 < args.threshold <= 1: raise ValueError(f'threshold is {args.threshold}; give a number above 0, at most 1.')
-    model = load_model(args.model or SHIPPED)
-    threshold, settings = thresholds_of(model) if args.threshold is None else args.threshold, preprocessing_of(model)
+    engine = load_engine(args.model, args.engine)
+    for picture in Path(args.overlays).glob('*_*.png') if args.overlays else []:                  # of an earlier run
+        if picture.stem.split('_', 1)[1] in LOCATIONS: picture.unlink()
+    threshold, settings = engine.thresholds if args.threshold is None else args.threshold, engine.preprocessing
     studies, problems = read_cohort(args.csv, args.images, labelled=False)
-    report = _Report(args, settings, threshold) if args.report else None
+    report = _Report(args, engine, threshold) if args.report else None
     suspicious = []
     visits = [prediction.warning_collector(suspicious), *([prediction.overlay_writer(args.overlays, settings, threshold)] if args.overlays else []), *([report.visit] if report else [])]
-    probabilities, positions, unread = prediction.predict_studies(model, studies, threshold=threshold, visit=lambda *study: [visit(*study) for visit in visits])
+    probabilities, positions, unread = prediction.predict_studies(engine, studies, threshold=threshold, visit=lambda *study: [visit(*study) for visit in visits])
     if not len(probabilities): raise ValueError(f'no study of {args.csv} can be predicted; `coding_vessels check --unlabelled` says why.')
     output, errors = prediction.apply_threshold(probabilities, threshold), pd.concat([unread, _lost(problems)])
     warnings = pd.DataFrame(suspicious, columns=['Index', 'view', 'file', 'warning'])
@@ -122,27 +135,24 @@ def predict(args) -> int:
 # %% ../nbs/11_cli.ipynb #d3702ec1
 class _Report:
     "Collects what the page of `predict --report` needs, and writes it."
-    def __init__(self, args, settings, threshold):
+    def __init__(self, args, engine, threshold):
         from coding_vessels.evaluation import read_labels
         from coding_vessels.report import page_collector
-        self.args, self.pages = args, []
+        self.args, self.engine, self.pages = args, engine, []
         self.truth = read_labels(args.truth, truth=True) if args.truth else None
-        self.visit = page_collector(self.pages, settings, threshold, self.truth)
+        self.visit = page_collector(self.pages, engine.preprocessing, threshold, self.truth)
 
     def write(self, output, probabilities, errors) -> Path:
-        import hashlib
         from datetime import date
         from coding_vessels.evaluation import draw_curves, evaluate
-        from coding_vessels.model import SHIPPED
         from coding_vessels.report import write_report
         args, truth, record, curves = self.args, self.truth, None, None
         tables = [table.set_index(table.Index.map(_canonical)).drop(columns='Index') for table in (output, probabilities)]
         if truth is not None:
             truth = truth.loc[tables[0].index]
             record, curves = evaluate(truth, *tables, cohort=_simulated(args.truth)), draw_curves(truth, tables[0])
-        model = Path(args.model or SHIPPED)
         facts = {'Program': f'coding_vessels {__version__}', 'Written': f'{date.today():%Y-%m-%d}', 'Patients': f'{args.csv}, frames in {args.images}',
-                 'Model': f'{model.name}, SHA-256 {hashlib.sha256(model.read_bytes()).hexdigest()[:16]}',
+                 'Model': f'{self.engine.file.name}, run in {self.engine.name}; SHA-256 of the weights {self.engine.source[:16]}',
                  'Trained on': 'the package\'s weights: simulated patients only' if not args.model else 'see settings.json in the folder of its run',
                  'Left out': f'{errors.Index.nunique()} patients or files'}
         notices = [NOT_A_MEDICAL_DEVICE, *([] if args.model else [SIMULATED_ONLY])]
@@ -225,7 +235,9 @@ def _parser() -> argparse.ArgumentParser:
          ('--out', dict(required=True, help='run folder')), seed, ('--epochs', dict(type=int)), ('--batch-size', dict(type=int)),
          ('--size', dict(type=int, help='pixels of the network\'s frames')), ('--resume', dict(action='store_true', help='go on with an interrupted run')),
          ('--start', dict(help='fine-tune a trained model: a .keras file, or `shipped` for the weights of the package; at a fifth of the learning rate')))
+    verb(export, ('--model', dict(required=True, help='best.keras of a run')), ('--engine', dict(choices=('openvino', 'onnx'), default='openvino')))
     verb(predict, csv, images, ('--out', dict(required=True, help='output.csv')), ('--model', dict(help='best.keras of a run (default: the shipped weights, which know simulated patients only)')),
+         ('--engine', dict(choices=('auto', 'keras', 'openvino', 'onnx'), default='auto', help='what computes; auto: OpenVINO where the model has been exported for it')),
          ('--threshold', dict(type=float, help='a location is flagged from here (default: the model\'s own thresholds)')),
          ('--overlays', dict(help='folder for pictures of where the network looked')), ('--report', dict(help='an HTML page to read')),
          ('--truth', dict(help='true labels for the page: its scores are shown')), ('--overwrite', dict(action='store_true')))
@@ -244,7 +256,9 @@ def main(words: list[str] | None = None) -> int:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     try: return args.function(args)
     except (ValueError, OSError) as error:
-        print(f'coding_vessels {args.verb}: {error}', file=sys.stderr)
+        full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        sentence = f'{error.filename or getattr(args, "out", "a file")} cannot be written, the disk is full; free some space and try again.' if full else error
+        print(f'coding_vessels {args.verb}: {sentence}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f'coding_vessels {args.verb}: interrupted.', file=sys.stderr)

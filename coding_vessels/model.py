@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 
 import keras
@@ -14,11 +13,11 @@ import numpy as np
 from keras import layers, ops
 
 from .anatomy import LABELS, LOCATIONS, MIRRORED, STRUCTURES, VIEWS
-from .attention import LocationReadout, SpatialAttention
+from .attention import CloseUps, LocationReadout, SpatialAttention
 from .preprocessing import Preprocessing
 
 # %% auto #0
-__all__ = ['SHIPPED', 'FrameInput', 'preprocessing_of', 'Folded', 'ViewEmbedding', 'OneSide', 'NoisyOr', 'Calibration',
+__all__ = ['FrameInput', 'preprocessing_of', 'Folded', 'ViewEmbedding', 'OneSide', 'Standardised', 'NoisyOr', 'Calibration',
            'report_model', 'vessel_model', 'load_model', 'thresholds_of']
 
 # %% ../nbs/06_model.ipynb #02f7d491
@@ -80,12 +79,12 @@ class Folded(layers.Wrapper):
 # %% ../nbs/06_model.ipynb #61fc2d74
 @keras.saving.register_keras_serializable(package='coding_vessels')
 class ViewEmbedding(layers.Layer):
-    """Adds a learned vector to each view's features, (batch, 8, ..., channels), so that what follows can tell the views apart.
+    """Adds a learned vector to each item's features, (batch, items, ..., channels), so that what follows can tell views (or looks) apart.
 
     Parameters
     ----------
     sides : bool
-        False: left and right views get the same vector, so there are four.
+        False: the second half of the items, the right side's, gets the same vectors as the first.
     """
 
     def __init__(self, sides: bool = True, **options):
@@ -93,11 +92,11 @@ class ViewEmbedding(layers.Layer):
         self.sides = sides
 
     def build(self, input_shape):
-        self.table = self.add_weight(shape=(8 if self.sides else 4, input_shape[-1]), initializer='random_normal', name='table')
+        self.table = self.add_weight(shape=(input_shape[1] if self.sides else input_shape[1] // 2, input_shape[-1]), initializer='random_normal', name='table')
 
     def call(self, x):
         table = self.table if self.sides else ops.concatenate([self.table, self.table], axis=0)
-        return x + ops.reshape(table, (len(VIEWS), *[1] * (len(x.shape) - 3), x.shape[-1]))
+        return x + ops.reshape(table, (x.shape[1], *[1] * (len(x.shape) - 3), x.shape[-1]))
 
     def get_config(self):
         return super().get_config() | {'sides': self.sides}
@@ -109,6 +108,22 @@ class OneSide(layers.Layer):
 
     def call(self, x):
         return ops.stack([ops.flip(x[:, view], axis=2) if flip else x[:, view] for view, flip in enumerate(MIRRORED)], axis=1)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+# %% ../nbs/06_model.ipynb #d2d6dc1b
+@keras.saving.register_keras_serializable(package='coding_vessels')
+class Standardised(layers.Layer):
+    "Brings each frame of (batch, 8, height, width, 1) to a mean of 0 and a variance of 1, same shape, float32."
+
+    def __init__(self, **options):
+        super().__init__(**options | {'dtype': 'float32'})
+
+    def call(self, x):
+        mean = lambda values: ops.mean(ops.mean(values, axis=3, keepdims=True), axis=2, keepdims=True)
+        x = x - mean(x)
+        return x / ops.sqrt(mean(x * x) + 1e-3)
 
     def compute_output_shape(self, shape):
         return shape
@@ -186,32 +201,42 @@ def _residual(x, filters: int, stride: int = 1):
     return layers.ReLU()(layers.Add()([layers.BatchNormalization()(x), shortcut]))
 
 
-def _features(size: int, backbone: str, weights: str | None) -> keras.Model:
-    "Return a network from one picture to features at an eighth of its size, 64 channels."
+def _overview(size: int, backbone: str, weights: str | None) -> keras.Model:
+    "Return a network from one picture to features at a sixteenth of its size, 64 channels."
     if backbone == 'resnet50':
         picture = keras.Input((size, size, 3))
         resnet = keras.applications.ResNet50(include_top=False, weights=weights, input_tensor=picture)
-        fine, middle, coarse = (resnet.get_layer(f'conv{stage}_out').output for stage in ('3_block4', '4_block6', '5_block3'))
+        skips, coarse = [resnet.get_layer('conv4_block6_out').output], resnet.output
     else:
         picture = keras.Input((size, size, 1))
-        x = _convolution(_convolution(picture, 32, 7, 4), 32, 3)
+        x = _convolution(_convolution(layers.AveragePooling2D(2)(picture), 32, 7, 4), 32, 3)
         fine = _residual(_residual(x, 48, 2), 48)
         middle = _residual(_residual(fine, 96, 2), 96)
-        coarse = _residual(middle, 128, 2)
-    for skip in (middle, fine):
+        skips, coarse = [middle, fine], _residual(middle, 128, 2)
+    for skip in skips:
         above = layers.Resizing(*skip.shape[1:3], interpolation='bilinear')(layers.Conv2D(64, 1)(coarse))
         coarse = layers.ReLU()(layers.BatchNormalization()(layers.Add()([above, layers.Conv2D(64, 1)(skip)])))
-    coarse = _convolution(coarse, 64, 3)
-    return keras.Model(picture, coarse, name='features')
+    return keras.Model(picture, _convolution(coarse, 64, 3), name='overview')
+
+
+def _closer(squares):
+    "Return what a closer look makes of squares, (batch, 52, 64, 64, 1): (batch, 52, 64)."
+    square = keras.Input(squares.shape[2:])
+    x = _residual(_residual(_residual(_convolution(square, 24, 5, 2), 24), 48, 2), 48)
+    near = ViewEmbedding(sides=False)(Folded(keras.Model(square, x), name='near')(squares))
+    patch = keras.Input(near.shape[2:])
+    x = _residual(_residual(patch, 96, 2), 96)
+    x = layers.Concatenate()([layers.GlobalMaxPooling2D()(x), layers.GlobalAveragePooling2D()(x)])
+    return Folded(keras.Model(patch, layers.Dense(64, activation='relu')(x)), name='nearer')(near)
 
 # %% ../nbs/06_model.ipynb #deef4489
-def vessel_model(preprocessing: Preprocessing = Preprocessing(256, field=0.75), backbone: str = 'small', weights: str | None = None) -> keras.Model:
+def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75), backbone: str = 'small', weights: str | None = None) -> keras.Model:
     """Return the network of this project.
 
     Parameters
     ----------
     preprocessing : Preprocessing
-        Sets the frame size, a multiple of 8.
+        Sets the frame size: a multiple of 16, 64 or more.
     backbone : 'small' or 'resnet50'
     weights : 'imagenet' or None
         For ResNet50: None starts from random weights; 'imagenet' downloads Keras' weights at first use.
@@ -219,8 +244,9 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(256, field=0.75), 
     Returns
     -------
     keras.Model
-        uint8 (batch, 8, size, size) -> 'labels', float32 (batch, 22) in the order of LABELS, and 'maps', the scores of the attention
-        maps before any sigmoid, float32 (batch, 8, size // 8, size // 8, 13), right frontal views mirrored.
+        uint8 (batch, 8, size, size) -> 'labels', float32 (batch, 22) in the order of LABELS; 'maps', the scores of the attention
+        maps before any sigmoid, float32 (batch, 8, size // 16, size // 16, 13), right frontal views mirrored; and 'looks', each
+        closer look's own score before any sigmoid and the row and column in cells of where it was taken, float32 (batch, 52, 3).
 
     Raises
     ------
@@ -229,17 +255,21 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(256, field=0.75), 
     """
     size, resnet = preprocessing.size, backbone == 'resnet50'
     if backbone not in ('small', 'resnet50'): raise ValueError(f"'{backbone}' is no backbone; use 'small' or 'resnet50'.")
-    if size % 8: raise ValueError(f'size is {size} pixels; this network needs a multiple of 8.')
+    if size % 16 or size < 64: raise ValueError(f'size is {size} pixels; this network needs a multiple of 16, 64 or more.')
     frames = keras.Input((len(VIEWS), size, size), dtype='uint8', name='frames')
     x = OneSide()(FrameInput(asdict(preprocessing), imagenet=resnet)(frames))
-    if not resnet: x = layers.LayerNormalization(axis=(2, 3, 4), center=False, scale=False)(x)
-    features = ViewEmbedding(sides=False)(Folded(_features(size, backbone, weights), name='features')(x))
+    grey = Standardised(name='standardised')(x[..., :1] if resnet else x)
+    features = ViewEmbedding(sides=False)(Folded(_overview(size, backbone, weights), name='features')(x if resnet else grey))
     head = keras.Sequential([keras.Input(features.shape[2:]), layers.Conv2D(64, 1, activation='relu'), layers.Conv2D(len(STRUCTURES), 1, bias_initializer=_RARE)])
     maps = Folded(head, name='maps', dtype='float32')(features)
-    readings = LocationReadout(name='readout')([features, maps])
+    squares, centres = CloseUps(name='close_ups')([grey, maps])
+    near = _closer(squares)
+    suspicion = layers.Dense(1, name='suspicion')(near)
+    readings = LocationReadout(name='readout')([features, maps, layers.Concatenate()([near, suspicion])])
     sequence = keras.Sequential([keras.Input(readings.shape[2:]), layers.LSTM(48, unroll=True), layers.Dense(32, activation='relu'), layers.Dense(1, bias_initializer=_RARE)])
     scores = layers.Reshape((len(LOCATIONS),), name='scores')(Folded(sequence, name='sequence')(readings))
-    return keras.Model(frames, {'labels': NoisyOr(name='labels', dtype='float32')(Calibration(name='calibration', dtype='float32')(scores)), 'maps': maps}, name='vessel')
+    labels = NoisyOr(name='labels', dtype='float32')(Calibration(name='calibration', dtype='float32')(scores))
+    return keras.Model(frames, {'labels': labels, 'maps': maps, 'looks': layers.Concatenate(name='looks', dtype='float32')([suspicion, centres])}, name='vessel')
 
 # %% ../nbs/06_model.ipynb #33065993
 def load_model(path) -> keras.Model:
@@ -271,9 +301,6 @@ def load_model(path) -> keras.Model:
     return model
 
 # %% ../nbs/06_model.ipynb #c7757646
-SHIPPED = Path(str(files('coding_vessels') / 'assets/vessel.keras'))     # knows simulated patients only
-
-
 def thresholds_of(model) -> np.ndarray:
     "Return the probability from which each location is flagged, (21,), as chosen on the validation patients; 0.5 without calibration."
     layer = next((layer for layer in model.layers if isinstance(layer, Calibration)), None)

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from .anatomy import COLUMNS, LABELS, LOCATIONS, MIRRORED, VIEWS, structure_of, views_of
 from .batches import CELL
-from .preprocessing import Preprocessing, frame_warnings, preprocess_frame
+from .engines import Engine
+from .preprocessing import Preprocessing, frame_warnings, preprocess_frame, view_warnings
 from .studies import FrameError, Study, read_frame
 
 # %% auto #0
@@ -78,16 +79,14 @@ def draw_overlay(frame: np.ndarray, attention: np.ndarray, settings: Preprocessi
     return cv2.circle(picture, (round(x), round(y)), height // 24, (200, 200, 0), 2, cv2.LINE_AA)
 
 # %% ../nbs/09_prediction.ipynb #36b3770d
-def predict_studies(model, studies: list[Study], batch_size: int = 1, threshold=None, visit=None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def predict_studies(engine: Engine, studies: list[Study], threshold=None, visit=None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Return the probabilities of all readable studies, the places of what is flagged, and the errors of the other studies.
 
     Parameters
     ----------
-    model : keras.Model
-        As `load_model` returns it.
+    engine : Engine
+        As `load_engine` returns it. It answers for one study at a time, so no result depends on another study, to the last bit.
     studies : list of Study
-    batch_size : int
-        Studies at once. With 1 the result of a study does not depend on its company, to the last bit; larger batches pay on a GPU only.
     threshold : float or ndarray, shape (21,), optional
         A location is flagged at this probability or above; by default the model's own thresholds.
     visit : callable, optional
@@ -100,31 +99,25 @@ def predict_studies(model, studies: list[Study], batch_size: int = 1, threshold=
         Probabilities: Index and the 22 labels, float, in the order of the studies. Places: Index, location, probability, view, x and y
         in pixels of the frame. Errors: Index and error.
     """
-    from coding_vessels.model import preprocessing_of, thresholds_of
-    settings, threshold = preprocessing_of(model), thresholds_of(model) if threshold is None else threshold
-    rows, places, errors, waiting = [], [], [], []
+    threshold = engine.thresholds if threshold is None else threshold
+    rows, places, errors = [], [], []
 
     def load(study):
         try: frames = [read_frame(path) for path in study.frames]
         except FrameError as error: return error
-        return np.stack([preprocess_frame(frame, settings) for frame in frames]), frames if visit else None, [frame.shape for frame in frames]
+        return frames, np.stack([preprocess_frame(frame, engine.preprocessing) for frame in frames])
 
-    def flush():
-        if not waiting: return
-        out = {name: np.asarray(part) for name, part in model.predict_on_batch(np.stack([frames for _, frames, _, _ in waiting])).items()}
-        for i, (study, _, whole, shapes) in enumerate(waiting):
-            labels, maps = out['labels'][i].astype(float), out['maps'][i] if 'maps' in out else None
-            rows.append([study.index, *labels])
-            if maps is not None: places.extend(_places(study.index, labels[1:], maps, shapes, settings, threshold))
-            if visit: visit(study, whole, labels, maps)
-        waiting.clear()
-
-    loaded = Parallel(n_jobs=-1, prefer='threads', return_as='generator', pre_dispatch=8 + batch_size)(delayed(load)(study) for study in studies)
+    loaded = Parallel(n_jobs=-1, prefer='threads', return_as='generator', pre_dispatch=8)(delayed(load)(study) for study in studies)
     for study, part in zip(studies, tqdm(loaded, total=len(studies), desc='predicting', unit='study', delay=3)):
-        if isinstance(part, FrameError): errors.append([study.index, str(part)])
-        else: waiting.append((study, *part))
-        if len(waiting) == batch_size: flush()
-    flush()
+        if isinstance(part, FrameError):
+            errors.append([study.index, str(part)])
+            continue
+        frames, prepared = part
+        answer = engine.answer(prepared)
+        labels, maps = answer['labels'].astype(float), answer.get('maps')
+        rows.append([study.index, *labels])
+        if maps is not None: places.extend(_places(study.index, labels[1:], maps, [frame.shape for frame in frames], engine.preprocessing, threshold))
+        if visit: visit(study, frames, labels, maps)
     return (pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(places, columns=['Index', 'location', 'probability', 'view', 'x', 'y']),
             pd.DataFrame(errors, columns=['Index', 'error']))
 
@@ -165,7 +158,7 @@ def overlay_writer(folder, settings: Preprocessing, threshold):
 def warning_collector(rows: list):
     "Return a function for `predict_studies` that appends Index, view, file and warning for each suspicious frame."
     def collect(study, frames, labels, maps):
-        rows.extend([study.index, view, str(path), warning] for view, path, frame in zip(VIEWS, study.frames, frames) for warning in frame_warnings(frame))
+        rows.extend([study.index, view, str(path), warning] for view, path, frame in zip(VIEWS, study.frames, frames) for warning in frame_warnings(frame) or view_warnings(frame, view))
     return collect
 
 # %% ../nbs/09_prediction.ipynb #729604cc

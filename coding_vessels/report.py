@@ -17,7 +17,7 @@ import pandas as pd
 from .anatomy import LOCATION_NAMES, LOCATIONS, MAP, MAP_LINES, VIEWS, parse_view, views_of
 from .evaluation import TRIVIAL
 from .prediction import attention_map, peak_of
-from .preprocessing import Preprocessing, frame_warnings
+from .preprocessing import Preprocessing, frame_warnings, view_warnings
 from .studies import canonical_index
 
 # %% auto #0
@@ -83,7 +83,7 @@ def _frame(view: str, frame: np.ndarray, locations: list[str], maps, settings: P
         x, y = percent(*settings.place_back(*peak_of(attention), width, height))
         layers.append({'location': location, 'picture': attention_layer(attention), 'x': x, 'y': y})
     side, artery, plane = parse_view(view)
-    return {'view': view, 'title': f'{side} {artery}, {plane}', 'picture': thumbnail(frame), 'warnings': frame_warnings(frame), 'layers': layers,
+    return {'view': view, 'title': f'{side} {artery}, {plane}', 'picture': thumbnail(frame), 'warnings': frame_warnings(frame) or view_warnings(frame, view), 'layers': layers,
             'left': left, 'top': top, 'width': round(right - left, 3), 'height': round(bottom - top, 3)}
 
 # %% ../nbs/10_report.ipynb #d725beb6

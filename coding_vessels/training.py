@@ -17,15 +17,16 @@ from keras import ops
 from scipy.optimize import minimize
 
 from . import __version__
-from .anatomy import LABELS, LOCATIONS, STRUCTURES, VIEWS, structure_of, views_of
-from .batches import Augmentation, study_batches
+from .anatomy import LABELS, LOCATIONS
+from .attention import look_maps
+from .batches import CELL, Augmentation, study_batches
 from .model import load_model, preprocessing_of, report_model, vessel_model
 from .preprocessing import Preprocessing
 from .studies import Study, split_studies
 
 # %% auto #0
-__all__ = ['PRESETS', 'positive_weights', 'weighted_crossentropy', 'map_loss', 'Settings', 'build_model', 'fit_calibration',
-           'choose_thresholds', 'calibrate', 'train']
+__all__ = ['PRESETS', 'positive_weights', 'weighted_crossentropy', 'map_loss', 'look_loss', 'Settings', 'build_model',
+           'fit_calibration', 'choose_thresholds', 'calibrate', 'train']
 
 # %% ../nbs/07_training.ipynb #a32dc0b4
 def positive_weights(studies: list[Study], bound: float = 10.0) -> np.ndarray:
@@ -45,18 +46,26 @@ def weighted_crossentropy(weights: np.ndarray):
     return loss
 
 # %% ../nbs/07_training.ipynb #b07ec090
-_RELEVANT = np.zeros((len(VIEWS), len(STRUCTURES)), np.float32)
-for _location in LOCATIONS:
-    for _view in views_of(_location): _RELEVANT[VIEWS.index(_view), structure_of(_location, _view)] = 1
-
-
 def map_loss(truth, scores):
     "Return the focal loss of maps, both (batch, 8, height, width, 13): truth as `draw_maps` returns it, scores before any sigmoid."
+    truth, scores = look_maps(truth), look_maps(scores)
     p = ops.sigmoid(scores)
     peak = ops.cast(truth > 0.999, scores.dtype)
-    counted = ops.cast(truth >= 0, scores.dtype) * _RELEVANT[:, None, None, :]
     each = peak * (1 - p) ** 2 * ops.log_sigmoid(scores) + (1 - peak) * (1 - truth) ** 4 * p ** 2 * ops.log_sigmoid(-scores)
-    return -ops.sum(each * counted, axis=(1, 2, 3, 4))
+    return -ops.sum(each * ops.cast(truth >= 0, scores.dtype), axis=(1, 2, 3))
+
+# %% ../nbs/07_training.ipynb #2cdb7301
+_REACH = 32 / CELL      # half the side of a closer look, in cells
+
+
+def look_loss(truth, looks):
+    "Return the cross-entropy of the closer looks, (batch, 52, 3), as `vessel_model` returns them, for the maps of `draw_maps`."
+    truth, cells = look_maps(truth), ops.arange(truth.shape[2], dtype='float32')
+    score, rows, columns = (looks[..., i] for i in range(3))
+    inside = [ops.cast(ops.abs(cells - centre[..., None]) <= _REACH, 'float32') for centre in (rows, columns)]
+    marked = ops.cast(ops.max(truth * inside[0][..., :, None] * inside[1][..., None, :], axis=(2, 3)) > 0.999, 'float32')
+    known = ops.cast(truth[..., 0, 0] >= 0, 'float32')
+    return ops.mean(known * (ops.softplus(score) - marked * score), axis=-1)
 
 # %% ../nbs/07_training.ipynb #542bc06a
 @dataclass(frozen=True)
@@ -66,12 +75,13 @@ class Settings:
     backbone: str = 'small'             # of 'vessel': 'small' or 'resnet50'
     weights: str | None = None          # 'imagenet' for ResNet50
     start: str | None = None            # a trained model, .keras, to go on from
-    preprocessing: Preprocessing = Preprocessing(256, field=0.75)
+    preprocessing: Preprocessing = Preprocessing(512, field=0.75)
     augmentation: Augmentation = field(default_factory=Augmentation)
     batch_size: int = 1                 # studies; many small steps learn faster here than few large ones
     epochs: int = 20
     learning_rate: float = 1.5e-3       # rises over a twentieth of the steps, then falls to zero along a cosine
     patience: int = 8                   # epochs without improvement before it stops
+    precision: str = 'float32'          # 'mixed_bfloat16' computes in half the bits, where the processor can; the result is float32
     seed: int = 0
 
     def __post_init__(self):
@@ -86,17 +96,20 @@ PRESETS = {
 
 # %% ../nbs/07_training.ipynb #7b0fb039
 def build_model(settings: Settings) -> keras.Model:
-    "Return the network of the settings, untrained or as it was trained before."
+    "Return the network of the settings, untrained or, in float32, as it was trained before."
     if settings.start:
         model = load_model(settings.start)
         if preprocessing_of(model) != settings.preprocessing: raise ValueError(f'{settings.start} was trained with other frames; give the settings preprocessing_of(model).')
         return model
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(settings.precision)
     try:
         if settings.model == 'vessel': return vessel_model(settings.preprocessing, settings.backbone, settings.weights)
         if settings.model == 'report': return report_model(settings.preprocessing, settings.weights)
     except Exception as error:                                # Keras raises a bare Exception if the download fails
         if settings.weights is None or isinstance(error, ValueError) and 'pixels' in str(error): raise
         raise ValueError(f"the weights '{settings.weights}' cannot be loaded ({str(error).splitlines()[0][:100]}); their first use needs the internet.") from None
+    finally: keras.config.set_dtype_policy(policy)
     raise ValueError(f"'{settings.model}' is no network; use 'vessel' or 'report'.")
 
 # %% ../nbs/07_training.ipynb #4cf0171a
@@ -178,8 +191,11 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
     if _open_run(out, settings, studies, validation, resume): return pd.read_csv(out / 'history.csv')
     maps, steps = 'maps' in model.output, -(-len(studies) // settings.batch_size) * settings.epochs
     batches = study_batches(studies, settings.preprocessing, settings.batch_size, True, settings.seed, settings.augmentation, cache, maps)
+    held = study_batches(validation, settings.preprocessing, settings.batch_size, cache=cache, maps=maps)
     losses, loss_weights = {'labels': weighted_crossentropy(positive_weights(studies))}, {'labels': 1.0}
-    if maps: losses, loss_weights = losses | {'maps': map_loss}, loss_weights | {'maps': 0.2}
+    if maps:
+        losses, loss_weights = losses | {'maps': map_loss, 'looks': look_loss}, loss_weights | {'maps': 0.2, 'looks': 2.0}
+        batches, held = (part.map(lambda frames, targets: (frames, targets | {'looks': targets['maps']})) for part in (batches, held))
     pace = keras.optimizers.schedules.CosineDecay(settings.learning_rate / 20, steps - steps // 20, warmup_target=settings.learning_rate, warmup_steps=steps // 20)
     model.compile(keras.optimizers.AdamW(pace, clipnorm=1.0), losses, loss_weights)
     (out / 'history.csv').touch()
@@ -187,10 +203,10 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
                  keras.callbacks.ModelCheckpoint(str(out / 'best.keras'), 'val_loss', save_best_only=True, initial_value_threshold=_best_loss(out)),
                  keras.callbacks.EarlyStopping('val_loss', patience=settings.patience),
                  keras.callbacks.CSVLogger(str(out / 'history.csv'), append=True)]
-    model.fit(batches, validation_data=study_batches(validation, settings.preprocessing, settings.batch_size, cache=cache, maps=maps),
-              epochs=settings.epochs, callbacks=callbacks, shuffle=False, verbose=verbose)
-    best = calibrate(load_model(out / 'best.keras'), validation, settings.batch_size, cache)
-    best.save(out / 'calibrated.keras')
+    model.fit(batches, validation_data=held, epochs=settings.epochs, callbacks=callbacks, shuffle=False, verbose=verbose)
+    best = build_model(replace(settings, precision='float32'))
+    best.set_weights(load_model(out / 'best.keras').get_weights())
+    calibrate(best, validation, settings.batch_size, cache).save(out / 'calibrated.keras')
     (out / 'calibrated.keras').replace(out / 'best.keras')
     record = json.loads((out / 'settings.json').read_text(encoding='utf-8')) | {'finished': True}
     (out / 'settings.json').write_text(json.dumps(record, indent=1), encoding='utf-8')

@@ -3,7 +3,10 @@
 import gzip
 import io
 import os
+import resource
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -137,3 +140,18 @@ def test_unreadable_folder(cohorts, tmp_path, capsys):
     (tmp_path / "images").mkdir(mode=0)
     assert main(["check", "--csv", str(cohorts[0] / "test.csv"), "--images", str(tmp_path), "--unlabelled"]) == 1
     assert "images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb, kilobytes", [("predict", 2), ("predict", 60), ("simulate", 2)])
+def test_full_disk(cohorts, tmp_path, verb, kilobytes):
+    """No file may grow beyond a few kilobytes, as if the disk were full: one sentence, and no half of anything."""
+    words = {
+        "predict": ["--csv", cohorts[0] / "test.csv", "--images", cohorts[0], "--out", tmp_path / "output.csv", "--report", tmp_path / "report.html"],
+        "simulate": [tmp_path / "out", "--patients", 2, "--size", 96, "--workers", 1],
+    }[verb]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024,) * 2)
+    words = [sys.executable, "-m", "coding_vessels", verb, *map(str, words)]
+    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=limit, env=os.environ | {"NUMBA_CACHE_DIR": str(cohorts[0] / "numba")})
+    sentence = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and str(tmp_path) in sentence and "the disk is full" in sentence, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {"probabilities.csv", "positions.csv", "warnings.csv"}
