@@ -67,8 +67,7 @@ def train(args) -> int:
     from dataclasses import replace
     from coding_vessels import model, training
     from coding_vessels.engines import SHIPPED
-    from coding_vessels.prediction import write_csv
-    from coding_vessels.studies import read_cohort
+    from coding_vessels.studies import read_cohort, write_csvs
     studies, problems = read_cohort(args.csv, args.images, decode=True)
     errors, settings = _lost(problems), training.PRESETS[args.preset]
     given = {name: getattr(args, name) for name in ('epochs', 'batch_size') if getattr(args, name) is not None}
@@ -81,65 +80,95 @@ def train(args) -> int:
     history = training.train(studies, args.out, settings, resume=args.resume)
     best = history.loc[history.val_loss.idxmin()]
     print(f'best epoch {best.epoch + 1:.0f} of {len(history)}, validation loss {best.val_loss:.4f}: {Path(args.out) / "best.keras"}')
-    if len(errors): print(f'{errors.Index.nunique()} patients left out: {write_csv(errors, Path(args.out) / "errors.csv")}', file=sys.stderr)
+    if len(errors):
+        write_csvs({Path(args.out) / 'errors.csv': errors})
+        print(f'{errors.Index.nunique()} patients left out: {Path(args.out) / "errors.csv"}', file=sys.stderr)
     return 3 if len(errors) else 0
 
 # %% ../nbs/11_cli.ipynb #f96853a1
 def export(args) -> int:
     "Write a trained model beside its file for an engine that needs no TensorFlow."
-    from coding_vessels.engines import export_model
-    made = export_model(args.model, args.engine)
+    from coding_vessels.engines import ENGINES, export_model
+    made = Path(args.model).with_suffix(ENGINES[args.engine])
+    if made.exists() and not args.overwrite: raise FileExistsError(f'{made} exists; add --overwrite.')
+    export_model(args.model, args.engine)
     print(f'{made}: `predict --model {args.model if args.engine == "openvino" else made}` computes with it.')
     return 0
 
 # %% ../nbs/11_cli.ipynb #23f6a1a2
 def predict(args) -> int:
     "Write output.csv, probabilities.csv, positions.csv and, if need be, warnings.csv and errors.csv; with --report a page to read."
-    import pandas as pd
-    from coding_vessels import prediction
-    from coding_vessels.anatomy import LOCATIONS
-    from coding_vessels.engines import load_engine
-    from coding_vessels.studies import read_cohort
+    import tempfile
     out = Path(args.out)
     beside = [out.with_name(f'{name}.csv') for name in ('probabilities', 'positions', 'warnings', 'errors')]
-    wanted = [out, *beside, *(Path(path) for path in (args.overlays, args.report) if path)]
-    taken = [str(path) for path in wanted if path.exists()]
-    if taken and not args.overwrite: raise FileExistsError(f'{", ".join(taken)} exists; choose another name or add --overwrite.')
-    if out in beside: raise ValueError(f'--out {out.name} is taken by another result; choose another name.')
+    _check_outputs([out, *beside, *(Path(path) for path in (args.report,) if path)], args.overlays, [args.csv, args.images, args.truth, args.model], args.overwrite)
     if args.threshold is not None and not 0 < args.threshold <= 1: raise ValueError(f'threshold is {args.threshold}; give a number above 0, at most 1.')
+    with tempfile.TemporaryDirectory() as pictures: return _predict(args, out, beside, Path(pictures))
+
+
+def _predict(args, out: Path, beside: list[Path], pictures: Path) -> int:
+    "Predict, and write what was found; the overlays first into the folder `pictures`."
+    import pandas as pd
+    from coding_vessels import prediction
+    from coding_vessels.engines import load_engine
+    from coding_vessels.studies import read_cohort, write_csvs
     engine = load_engine(args.model, args.engine)
-    for picture in Path(args.overlays).glob('*_*.png') if args.overlays else []:                  # of an earlier run
-        if picture.stem.split('_', 1)[1] in LOCATIONS: picture.unlink()
     threshold, settings = engine.thresholds if args.threshold is None else args.threshold, engine.preprocessing
     studies, problems = read_cohort(args.csv, args.images, labelled=False)
-    report = _Report(args, engine, threshold) if args.report else None
+    report = _Report(args, engine, threshold, studies) if args.report else None
     suspicious = []
-    visits = [prediction.warning_collector(suspicious), *([prediction.overlay_writer(args.overlays, settings, threshold)] if args.overlays else []), *([report.visit] if report else [])]
+    visits = [prediction.warning_collector(suspicious), *([prediction.overlay_writer(pictures, settings, threshold)] if args.overlays else []), *([report.visit] if report else [])]
     probabilities, positions, unread = prediction.predict_studies(engine, studies, threshold=threshold, visit=lambda *study: [visit(*study) for visit in visits])
     if not len(probabilities): raise ValueError(f'no study of {args.csv} can be predicted; `coding_vessels check --unlabelled` says why.')
     output, errors = prediction.apply_threshold(probabilities, threshold), pd.concat([unread, _lost(problems)])
     warnings = pd.DataFrame(suspicious, columns=['Index', 'view', 'file', 'warning'])
-    for table, file in zip((probabilities, positions, warnings, errors), beside):
-        if len(table) or file in beside[:2]: prediction.write_csv(table, file)
-        else: file.unlink(missing_ok=True)                                                       # of an earlier run
-    prediction.write_csv(output, out)
+    page = report.write(output, probabilities, errors) if report else None
+    tables = dict(zip(beside, (probabilities, positions, warnings, errors))) | {out: output}
+    write_csvs({file: table for file, table in tables.items() if len(table) or file in (*beside[:2], out)})
+    for file in beside[2:]:
+        if not len(tables[file]): file.unlink(missing_ok=True)                                   # of an earlier run
+    if args.overlays: _move_pictures(pictures, Path(args.overlays))
     print(f'{len(probabilities)} patients predicted, {len(positions.groupby(["Index", "location"]))} locations flagged: {", ".join(map(str, [out, *beside[:2]]))}')
     if args.overlays: print(f'where the network looked: {args.overlays}/')
     if len(warnings): print(f'{len(warnings)} suspicious frames: {beside[2]}', file=sys.stderr)
-    if report: print(f'a page to read: {report.write(output, probabilities, errors)}')
+    if page: print(f'a page to read: {page}')
     if len(errors): print(f'{errors.Index.nunique()} patients or files left out: {beside[3]}', file=sys.stderr)
     if not args.model: print(SIMULATED_ONLY)
     print(NOT_A_MEDICAL_DEVICE)
     return 3 if len(errors) else 0
 
+# %% ../nbs/11_cli.ipynb #f4b9900f
+def _check_outputs(wanted: list[Path], folder, inputs: list, overwrite: bool) -> None:
+    "Raise unless every file that a command wants to write, and the folder, is free, or may be overwritten, and none is another or an input."
+    taken, known = [], {Path(path).resolve() for path in inputs if path}
+    for path in [*wanted, *([Path(folder)] if folder else [])]:
+        if path.resolve() in known: raise ValueError(f'{path} is named twice, or is an input; choose another name.')
+        if path.exists() and path.is_dir() != (folder is not None and path == Path(folder)): raise ValueError(f'{path} is {"a folder" if path.is_dir() else "a file"}; choose another name.')
+        known.add(path.resolve())
+        if path.exists(): taken.append(str(path))
+    if taken and not overwrite: raise FileExistsError(f'{", ".join(taken)} exists; choose another name or add --overwrite.')
+
+
+def _move_pictures(new: Path, folder: Path) -> None:
+    "Put new pictures into a folder in the place of an earlier run's."
+    import shutil
+    from coding_vessels.anatomy import LOCATIONS
+    for old in folder.glob('*.png'):
+        if old.stem.endswith(tuple(f'_{location}' for location in LOCATIONS)): old.unlink()
+    for picture in sorted(new.glob('*.png')):
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.move(picture, folder / picture.name)
+
 # %% ../nbs/11_cli.ipynb #d3702ec1
 class _Report:
     "Collects what the page of `predict --report` needs, and writes it."
-    def __init__(self, args, engine, threshold):
+    def __init__(self, args, engine, threshold, studies):
         from coding_vessels.evaluation import read_labels
         from coding_vessels.report import page_collector
         self.args, self.engine, self.pages = args, engine, []
         self.truth = read_labels(args.truth, truth=True) if args.truth else None
+        missing = [study.index for study in studies if self.truth is not None and _canonical(study.index) not in self.truth.index]
+        if missing: raise ValueError(f'{args.truth} lacks patient {", ".join(missing[:5])}; add what is true of them, or leave --truth out.')
         self.visit = page_collector(self.pages, engine.preprocessing, threshold, self.truth)
 
     def write(self, output, probabilities, errors) -> Path:
@@ -181,6 +210,7 @@ def evaluate(args) -> int:
     "Print every figure of a prediction with its interval, beside the trivial predictor's; write scores.json and curves."
     import pandas as pd
     from coding_vessels import evaluation
+    if args.out and Path(args.out).is_file(): raise FileExistsError(f'{args.out} is a file; choose a folder.')
     if args.out and Path(args.out).exists() and any(Path(args.out).iterdir()) and not args.overwrite:
         raise FileExistsError(f'{args.out} exists and is not empty; choose another folder or add --overwrite.')
     truth, tables = evaluation.read_labels(args.truth, truth=True), _tables(args.output, args.probabilities)
@@ -235,7 +265,7 @@ def _parser() -> argparse.ArgumentParser:
          ('--out', dict(required=True, help='run folder')), seed, ('--epochs', dict(type=int)), ('--batch-size', dict(type=int)),
          ('--size', dict(type=int, help='pixels of the network\'s frames')), ('--resume', dict(action='store_true', help='go on with an interrupted run')),
          ('--start', dict(help='fine-tune a trained model: a .keras file, or `shipped` for the weights of the package; at a fifth of the learning rate')))
-    verb(export, ('--model', dict(required=True, help='best.keras of a run')), ('--engine', dict(choices=('openvino', 'onnx'), default='openvino')))
+    verb(export, ('--model', dict(required=True, help='best.keras of a run')), ('--engine', dict(choices=('openvino', 'onnx'), default='openvino')), ('--overwrite', dict(action='store_true')))
     verb(predict, csv, images, ('--out', dict(required=True, help='output.csv')), ('--model', dict(help='best.keras of a run (default: the shipped weights, which know simulated patients only)')),
          ('--engine', dict(choices=('auto', 'keras', 'openvino', 'onnx'), default='auto', help='what computes; auto: OpenVINO where the model has been exported for it')),
          ('--threshold', dict(type=float, help='a location is flagged from here (default: the model\'s own thresholds)')),
@@ -252,6 +282,8 @@ def _parser() -> argparse.ArgumentParser:
 # %% ../nbs/11_cli.ipynb #c63c9a88
 def main(words: list[str] | None = None) -> int:
     "Run one verb and return its exit status; a mistake gives one sentence and status 1."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')          # a terminal without Korean letters
     args = _parser().parse_args(words)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     try: return args.function(args)

@@ -17,10 +17,12 @@ import pandas as pd
 import pydicom
 from joblib.externals.loky import ProcessPoolExecutor
 from PIL import Image
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 from tqdm import tqdm
 
 from .anatomy import COLUMNS, VIEWS
-from .studies import PIXELS, SIDES, FrameError, read_table
+from .studies import PIXELS, SIDES, FrameError, check_file, read_table, write_csvs
 
 # %% auto #0
 __all__ = ['LONGEST', 'grey_frames', 'best_frame', 'read_dicom', 'tag_of', 'view_of', 'import_dicom']
@@ -47,21 +49,28 @@ def grey_frames(dataset) -> np.ndarray:
     if dataset.SamplesPerPixel > 1:
         colours = pixels.reshape(-1, *pixels.shape[-3:])
         return np.stack([np.asarray(Image.fromarray(colour.astype(np.uint8)).convert('L')) for colour in colours])
+    frames = pixels.reshape(-1, *pixels.shape[-2:])                                      # one after the other: windowed values take eight bytes a pixel
     if 'WindowCenter' in dataset or 'VOILUTSequence' in dataset:
-        windowed = np.asarray(apply_voi_lut(apply_modality_lut(pixels, dataset), dataset), float)
-        low, high = _window(dataset, windowed)
-        grey = np.round((windowed - low) * (255 / max(high - low, 1e-9))).clip(0, 255).astype(np.uint8)
+        show = lambda frame: np.asarray(apply_voi_lut(apply_modality_lut(frame, dataset), dataset), float)
+        low, high = _window(dataset, map(show, frames))
+        grey = np.stack([np.round((show(frame) - low) * (255 / max(high - low, 1e-9))).clip(0, 255).astype(np.uint8) for frame in frames])
     else:
-        values = np.asarray(apply_modality_lut(pixels, dataset))
-        low = min(0, values.min())
-        grey = ((values - low).astype(np.int64) >> max(0, int(values.max() - low).bit_length() - 8)).astype(np.uint8)
-    if dataset.PhotometricInterpretation == 'MONOCHROME1': grey = 255 - grey
-    return grey.reshape(-1, *grey.shape[-2:])
+        show = lambda frame: np.asarray(apply_modality_lut(frame, dataset))
+        low, high = _span(map(show, frames))
+        low = min(0, low)
+        grey = np.stack([((show(frame) - low).astype(np.int64) >> max(0, int(high - low).bit_length() - 8)).astype(np.uint8) for frame in frames])
+    return 255 - grey if dataset.PhotometricInterpretation == 'MONOCHROME1' else grey
+
+
+def _span(frames) -> tuple[float, float]:
+    "Return the lowest and highest value of some frames."
+    lows, highs = zip(*((frame.min(), frame.max()) for frame in frames))
+    return min(lows), max(highs)
 
 
 def _window(dataset, windowed) -> tuple[float, float]:
     "Return the lowest and highest number that the window or table of a DICOM object can give."
-    if 'VOILUTSequence' in dataset or getattr(dataset, 'VOILUTFunction', 'LINEAR') == 'SIGMOID': return float(windowed.min()), float(windowed.max())
+    if 'VOILUTSequence' in dataset or getattr(dataset, 'VOILUTFunction', 'LINEAR') == 'SIGMOID': return _span(windowed)
     bits = int(dataset.BitsStored)
     low, high = (-2 ** (bits - 1), 2 ** (bits - 1) - 1) if dataset.PixelRepresentation else (0, 2 ** bits - 1)
     slope, intercept = float(getattr(dataset, 'RescaleSlope', 1)), float(getattr(dataset, 'RescaleIntercept', 0))
@@ -106,8 +115,13 @@ def _apart(path) -> np.ndarray:
         raise
 
 
+def _deflated(path) -> bool:
+    try: return read_file_meta_info(path).TransferSyntaxUID == DeflatedExplicitVRLittleEndian
+    except Exception: return False                                                       # whatever is wrong with it, reading will tell
+
+
 def read_dicom(path):
-    """Return the header and the grey frames of a DICOM file.
+    """Return the header and the grey frames of a DICOM file of at most 2 GB.
 
     Parameters
     ----------
@@ -122,14 +136,15 @@ def read_dicom(path):
     FrameError
         If the file is no DICOM, has no picture, is too large, is damaged, or is compressed in a way that nothing here decodes.
     """
+    check_file(path, 2_000_000_000)
+    if _deflated(path): raise FrameError(f'{path} is deflated as a whole; export it uncompressed.')
     try:
         dataset = pydicom.dcmread(path)
         rows, columns, number, samples = (int(getattr(dataset, name, None) or 1) for name in ('Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel'))
-    except OSError as error: raise FrameError(f'{path} cannot be opened ({error.strerror}); check the file.') from None
     except Exception: raise FrameError(f'{path} is no readable DICOM file; export it again.') from None
     if 'PixelData' not in dataset: raise FrameError(f'{path} has no picture; leave it out.')
-    if not (SIDES[0] <= min(rows, columns) and max(rows, columns) <= SIDES[1] and rows * columns <= PIXELS and number <= LONGEST and rows * columns * number * samples <= 8 * PIXELS):
-        raise FrameError(f'{path} claims {number} frames of {columns} x {rows} pixels; export {SIDES[0]} to {SIDES[1]} a side and at most {8 * PIXELS // 1_000_000} million in all.')
+    if not (SIDES[0] <= min(rows, columns) and max(rows, columns) <= SIDES[1] and rows * columns <= PIXELS and number <= LONGEST and rows * columns * number * samples <= 4 * PIXELS):
+        raise FrameError(f'{path} claims {number} frames of {columns} x {rows} pixels; export {SIDES[0]} to {SIDES[1]} a side and at most {4 * PIXELS // 1_000_000} million in all.')
     try: return dataset, _apart(path) if dataset.file_meta.TransferSyntaxUID.is_compressed else grey_frames(dataset)
     except Exception as error: raise FrameError(f'{path} cannot be decoded ({type(error).__name__}); export it uncompressed.') from None
 
@@ -186,11 +201,13 @@ def import_dicom(source, out, key, mapping=None, projection: str = 'filling', se
     if not source.is_dir(): raise FileNotFoundError(f'{source} is not a folder; give the folder of the DICOM files.')
     for path in (out, key):
         if path.exists(): raise FileExistsError(f'{path} exists; choose another name.')
-    if out.resolve() in key.resolve().parents: raise ValueError(f'{key} lies inside the cohort; keep the key apart.')
-    chosen, problems, found = _read_mapping(mapping), [], {}
-    files = sorted(path for path in source.rglob('*') if path.is_file())
-    for path in tqdm(files, desc='importing', unit='file', delay=3):
-        name = path.relative_to(source).as_posix()
+    if out.resolve() in (key.resolve(), *key.resolve().parents): raise ValueError(f'{key} lies inside the cohort; keep the key apart.')
+    problems, found = [], {}
+    closed = lambda error: problems.append(('', _printable(os.path.relpath(error.filename, source)), f'the folder cannot be read ({error.strerror})', 'give the right to read it'))
+    files = {_printable(os.path.relpath(os.path.join(folder, name), source)): Path(folder) / name for folder, _, names in os.walk(source, onerror=closed) for name in names}
+    chosen = _read_mapping(mapping, files)
+    for name in tqdm(sorted(files, key=lambda name: (name not in chosen, name)), desc='importing', unit='file', delay=3):      # what the mapping names comes first
+        path = files[name]
         try: dataset, frames = read_dicom(path)
         except FrameError as error:
             problem, mend = str(error).removeprefix(f'{path} ').rstrip('.').split('; ')
@@ -199,7 +216,7 @@ def import_dicom(source, out, key, mapping=None, projection: str = 'filling', se
         patient, view = chosen.get(name, (tag_of(dataset, 'PatientID'), view_of(dataset)))
         if not patient or view is None: problems.append(('', name, 'patient or view is open' if not patient else 'the view is open', 'add a row to the mapping'))
         elif (patient, view) in found: problems.append(('', name, f'another file shows {view} of the same patient', 'name one of them in the mapping, remove the other'))
-        else: found[patient, view] = name, best_frame(frames, projection), tag_of(dataset, 'BurnedInAnnotation')
+        else: found[patient, view] = name, best_frame(frames, projection), tag_of(dataset, 'BurnedInAnnotation'), 'MaskSubtractionSequence' in dataset
     patients = sorted({patient for patient, _ in found})
     whole = [patient for patient in patients if all((patient, view) in found for view in VIEWS)]
     for patient in set(patients) - set(whole):
@@ -209,20 +226,29 @@ def import_dicom(source, out, key, mapping=None, projection: str = 'filling', se
     order = np.random.default_rng(seed).permutation(len(whole))
     indices = {whole[i]: f'{number:04d}' for number, i in enumerate(order, 1)}
     rows = sorted((indices[patient], patient, view, found[patient, view]) for patient in whole for view in VIEWS)
-    problems += [(index, name, 'text may be burned into the frame', f'look at {index}{view}.png') for index, _, view, (name, _, burned) in rows if burned != 'NO']
+    problems += [(index, name, 'text may be burned into the frame', f'look at {index}{view}.png') for index, _, view, (name, _, burned, _) in rows if burned != 'NO']
+    problems += [(index, name, 'the run names a mask to subtract, so it may be stored unsubtracted', f'look at {index}{view}.png; export the subtracted run') for index, _, view, (name, *_, mask) in rows if mask]
     _write_imported(out, key, rows)
     return pd.DataFrame(problems, columns=['Index', 'file', 'problem', 'mend'])
 
 
-def _read_mapping(mapping) -> dict[str, tuple[str, str]]:
-    "Return patient and view by file of a mapping."
+def _printable(name: str) -> str:
+    "Return a file's name with forward slashes; bytes that are no UTF-8 stand as backslash codes."
+    return os.fsencode(name).decode('utf-8', 'backslashreplace').replace(os.sep, '/')
+
+
+def _read_mapping(mapping, files) -> dict[str, tuple[str, str]]:
+    "Return patient and view by file of a mapping; every row must name one of the files, and none twice."
     if mapping is None: return {}
     table = read_table(mapping, key='file')
     missing = [name for name in ('file', 'Patient', 'view') if name not in table.columns]
     if missing: raise ValueError(f'{mapping} lacks the columns {", ".join(missing)}; add them.')
+    table['file'] = table['file'].where(table['file'].isin(list(files)), table['file'].str.replace('\\', '/'))
     for line, row in table.iterrows():
         if row['view'] not in VIEWS: raise ValueError(f"{mapping}, line {line}: '{row['view']}' is no view; use one of {', '.join(VIEWS)}.")
+        if row['file'] not in files: raise ValueError(f"{mapping}, line {line}: there is no file '{row['file']}'; write it as it lies in the folder.")
         if not row['Patient']: raise ValueError(f'{mapping}, line {line}: the row has no Patient; write one.')
+    if table['file'].duplicated().any(): raise ValueError(f"{mapping} names {table['file'][table['file'].duplicated()].iloc[0]} twice; keep one of the rows.")
     return {row['file']: (row['Patient'], row['view']) for _, row in table.iterrows()}
 
 
@@ -231,10 +257,12 @@ def _write_imported(out: Path, key: Path, rows: list) -> None:
     beside = out.with_name(f'{out.name}.{os.getpid()}.partial')
     try:
         (beside / 'images').mkdir(parents=True)
-        for index, _, view, (_, frame, _) in rows: Image.fromarray(frame).save(beside / f'images/{index}{view}.png')
+        for index, _, view, (_, frame, *_) in rows: Image.fromarray(frame).save(beside / f'images/{index}{view}.png')
         cohort = pd.DataFrame(0, index=range(len(rows) // len(VIEWS)), columns=list(COLUMNS))
         cohort.assign(Index=sorted({index for index, *_ in rows})).to_csv(beside / 'test.csv', index=False)
-        key.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame([(index, patient, view, name) for index, patient, view, (name, *_) in rows], columns=['Index', 'patient', 'view', 'file']).to_csv(key, index=False)
-        os.replace(beside, out)
+        write_csvs({key: pd.DataFrame([(index, patient, view, name) for index, patient, view, (name, *_) in rows], columns=['Index', 'patient', 'view', 'file'])}, 0o600)
+        try: os.replace(beside, out)
+        except OSError:
+            key.unlink()
+            raise
     finally: shutil.rmtree(beside, ignore_errors=True)

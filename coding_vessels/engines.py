@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .anatomy import LOCATIONS, VIEWS
+from .anatomy import LABELS, LOCATIONS, VIEWS
 from .preprocessing import Preprocessing
 
 # %% auto #0
@@ -31,7 +31,7 @@ class Engine:
     source: str                   # SHA-256 of the .keras file that holds the weights
     preprocessing: Preprocessing  # how its frames are prepared
     thresholds: np.ndarray        # (21,): the probability from which each location is flagged
-    answer: Callable              # frames, uint8 (8, size, size) -> dict of 'labels', float32 (22,), and perhaps 'maps', float32 (8, cells, cells, 13)
+    answer: Callable              # frames, uint8 (8, size, size) -> dict of float32: 'labels' (22,), and from our network 'maps' (8, cells, cells, 13) and 'looks' (52, 3)
 
 
 SHIPPED = Path(str(files('coding_vessels') / 'assets/vessel.keras'))     # knows simulated patients only
@@ -71,7 +71,7 @@ def export_model(path, engine: str = 'openvino') -> Path:
         for file in sorted(Path(beside).iterdir()): os.replace(file, path.with_name(file.name))
     return path.with_name(made.name)
 
-
+# %% ../nbs/08a_engines.ipynb #af4fb4a8
 def _write_openvino(function, facts: str, path: Path) -> None:
     import openvino
     network = openvino.convert_model(function)
@@ -81,13 +81,13 @@ def _write_openvino(function, facts: str, path: Path) -> None:
 
 def _write_onnx(function, frames, facts: str, path: Path) -> None:
     try: import tf2onnx
-    except ImportError: raise ValueError("the package tf2onnx is missing; install it with pip install 'coding_vessels[onnx]'.") from None
+    except ImportError: raise ValueError("the package tf2onnx is missing; install it with pip install '.[onnx]' in a clone of coding_vessels.") from None
     network, _ = tf2onnx.convert.from_function(function, input_signature=[frames], opset=17)
     entry = network.metadata_props.add()
     entry.key, entry.value = 'coding_vessels', facts
     path.write_bytes(network.SerializeToString())
 
-# %% ../nbs/08a_engines.ipynb #20eaf432
+# %% ../nbs/08a_engines.ipynb #ce8ff831
 def _keras(path: Path) -> Engine:
     from coding_vessels.model import load_model, preprocessing_of, thresholds_of
     model = load_model(path)
@@ -115,11 +115,17 @@ def _onnx(path: Path) -> Engine:
 
 def _exported(name: str, path: Path, facts: str, answer: Callable) -> Engine:
     facts = json.loads(facts)
-    thresholds = np.array(facts['thresholds'], float)
-    if thresholds.shape != (len(LOCATIONS),): raise ValueError(f'{len(LOCATIONS)} thresholds are needed')
-    return Engine(name, path, str(facts['source']), Preprocessing(**facts['preprocessing']), thresholds, answer)
+    return Engine(name, path, str(facts['source']), Preprocessing(**facts['preprocessing']), np.array(facts['thresholds'], float), answer)
 
 
+def _checked(engine: Engine) -> Engine:
+    "Return the engine if it answers as one of this package does; otherwise raise."
+    labels = engine.answer(np.zeros((len(VIEWS), engine.preprocessing.size, engine.preprocessing.size), np.uint8))['labels']
+    if labels.shape != (len(LABELS),) or not ((0 <= labels) & (labels <= 1)).all(): raise ValueError('it does not answer with 22 probabilities')
+    if engine.thresholds.shape != (len(LOCATIONS),) or not ((0 < engine.thresholds) & (engine.thresholds <= 1)).all(): raise ValueError('its thresholds are not 21 numbers from 0 to 1')
+    return engine
+
+# %% ../nbs/08a_engines.ipynb #14263c08
 def load_engine(path=None, engine: str = 'auto') -> Engine:
     """Return the engine for a trained model.
 
@@ -146,8 +152,9 @@ def load_engine(path=None, engine: str = 'auto') -> Engine:
     if engine == 'auto' and name == 'keras' and path.with_suffix('.xml').is_file():
         exported = load_engine(path.with_suffix('.xml'))
         if exported.source == _digest(path): return exported
-    if name == 'keras': return _keras(path)
-    try: return {'openvino': _openvino, 'onnx': _onnx}[name](path)
-    except ImportError: raise ValueError(f"the engine {name} is not installed; install it with pip install 'coding_vessels[onnx]', or use another.") from None
+    try: return _checked({'keras': _keras, 'openvino': _openvino, 'onnx': _onnx}[name](path))
+    except ImportError:
+        hint = 'install coding_vessels anew' if name == 'openvino' else "pip install '.[onnx]' in a clone of coding_vessels"
+        raise ValueError(f"the engine {name} is not installed; {hint}, or use another.") from None
     except Exception as error:
-        raise ValueError(f'{path} is not a model of coding_vessels ({(str(error).strip().splitlines() or [type(error).__name__])[-1][:120]}); write it again with `coding_vessels export`.') from None
+        raise ValueError(f'{path} is not a model of coding_vessels ({(str(error).strip().splitlines() or [type(error).__name__])[-1][:120]}); write or export it again.') from None

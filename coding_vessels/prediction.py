@@ -5,7 +5,6 @@
 # %% ../nbs/09_prediction.ipynb #93d358e5
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import cv2
@@ -14,14 +13,14 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from .anatomy import COLUMNS, LABELS, LOCATIONS, MIRRORED, VIEWS, structure_of, views_of
+from .anatomy import COLUMNS, LOCATIONS, MIRRORED, VIEWS, structure_of, views_of
 from .batches import CELL
 from .engines import Engine
 from .preprocessing import Preprocessing, frame_warnings, preprocess_frame, view_warnings
 from .studies import FrameError, Study, read_frame
 
 # %% auto #0
-__all__ = ['attention_map', 'peak_of', 'draw_overlay', 'predict_studies', 'overlay_writer', 'warning_collector', 'write_csv',
+__all__ = ['attention_map', 'peak_of', 'draw_overlay', 'predict_studies', 'overlay_writer', 'warning_collector',
            'apply_threshold']
 
 # %% ../nbs/09_prediction.ipynb #2274534d
@@ -80,7 +79,7 @@ def draw_overlay(frame: np.ndarray, attention: np.ndarray, settings: Preprocessi
 
 # %% ../nbs/09_prediction.ipynb #36b3770d
 def predict_studies(engine: Engine, studies: list[Study], threshold=None, visit=None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Return the probabilities of all readable studies, the places of what is flagged, and the errors of the other studies.
+    """Return the probabilities of all readable studies, the positions of what is flagged, and the errors of the other studies.
 
     Parameters
     ----------
@@ -96,11 +95,11 @@ def predict_studies(engine: Engine, studies: list[Study], threshold=None, visit=
     Returns
     -------
     DataFrame, DataFrame, DataFrame
-        Probabilities: Index and the 22 labels, float, in the order of the studies. Places: Index, location, probability, view, x and y
+        Probabilities: Index and the 22 labels, float, in the order of the studies. Positions: Index, location, probability, view, x and y
         in pixels of the frame. Errors: Index and error.
     """
     threshold = engine.thresholds if threshold is None else threshold
-    rows, places, errors = [], [], []
+    rows, positions, errors = [], [], []
 
     def load(study):
         try: frames = [read_frame(path) for path in study.frames]
@@ -116,14 +115,14 @@ def predict_studies(engine: Engine, studies: list[Study], threshold=None, visit=
         answer = engine.answer(prepared)
         labels, maps = answer['labels'].astype(float), answer.get('maps')
         rows.append([study.index, *labels])
-        if maps is not None: places.extend(_places(study.index, labels[1:], maps, [frame.shape for frame in frames], engine.preprocessing, threshold))
+        if maps is not None: positions.extend(_positions(study.index, labels[1:], maps, [frame.shape for frame in frames], engine.preprocessing, threshold))
         if visit: visit(study, frames, labels, maps)
-    return (pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(places, columns=['Index', 'location', 'probability', 'view', 'x', 'y']),
+    return (pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(positions, columns=['Index', 'location', 'probability', 'view', 'x', 'y']),
             pd.DataFrame(errors, columns=['Index', 'error']))
 
 # %% ../nbs/09_prediction.ipynb #6ec1b1e0
-def _places(index, probabilities, maps, shapes, settings, threshold) -> list:
-    "Return the predicted places of a study's flagged locations; `shapes` are those of its frames as they came."
+def _positions(index, probabilities, maps, shapes, settings, threshold) -> list:
+    "Return the predicted positions of a study's flagged locations; `shapes` are those of its frames as they came."
     rows = []
     for i in np.flatnonzero(probabilities >= threshold):
         for view in views_of(LOCATIONS[i]):
@@ -162,18 +161,6 @@ def warning_collector(rows: list):
     return collect
 
 # %% ../nbs/09_prediction.ipynb #729604cc
-def write_csv(table: pd.DataFrame, path) -> Path:
-    "Write a table as CSV, beside first and then renamed, and return the path; text that a spreadsheet would run as a formula gets a quote in front."
-    path, harmless = Path(path), lambda value: f"'{value}" if isinstance(value, str) and value[:1] in tuple('=+-@\t\r') else value
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'{path.name}.{os.getpid()}.partial')
-    try:
-        table.map(harmless).to_csv(beside, index=False)
-        os.replace(beside, path)
-    finally: beside.unlink(missing_ok=True)
-    return path
-
-
 def apply_threshold(probabilities: pd.DataFrame, threshold=0.5) -> pd.DataFrame:
     """Return the competition's output: `Aneurysm` as probability, the locations as 0 or 1.
 

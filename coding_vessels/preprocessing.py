@@ -122,10 +122,11 @@ def frame_warnings(frame: np.ndarray) -> list[str]:
     "Return what is suspicious about a grey frame, (height, width), uint8, before preprocessing, in words; empty if nothing is."
     height, width = frame.shape
     middle = frame[height // 5:height - height // 5, width // 5:width - width // 5]
-    darkest, usual, brightest = np.percentile(middle[::3, ::3], [1, 50, 99]).tolist()
+    darkest, low, usual, high, brightest = np.percentile(middle[::3, ::3], [1, 25, 50, 75, 99]).tolist()
     found = []
     if min(frame.shape) < 256: found.append(f'small, {width} x {height} pixels')
     if brightest - darkest < 15: found.append('nearly empty')
+    elif high - low > 0.4 * max(usual - darkest, brightest - usual): found.append('no subtraction angiogram? grey levels are spread out')
     elif brightest - usual > usual - darkest: found.append('vessels are not dark: inverted already?')
     if max((middle == 255).mean(), (middle == 0).mean()) > 0.2: found.append('saturated: a fifth of the middle is black or white')
     return found

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +22,8 @@ from tqdm import tqdm
 from .anatomy import LABELS, LOCATIONS, VIEWS
 
 # %% auto #0
-__all__ = ['SIDES', 'PIXELS', 'Study', 'canonical_index', 'find_frames', 'FrameError', 'read_frame', 'read_table', 'parse_labels',
-           'read_cohort', 'split_studies']
+__all__ = ['SIDES', 'PIXELS', 'BYTES', 'Study', 'canonical_index', 'find_frames', 'FrameError', 'check_file', 'read_frame',
+           'read_table', 'parse_labels', 'read_cohort', 'split_studies', 'write_csvs']
 
 # %% ../nbs/02_studies.ipynb #6cdaaf0f
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class FrameError(ValueError):
     "An image file cannot be used; the message names the file and the reason."
 
 
-SIDES, PIXELS = (16, 12_000), 64_000_000      # of a frame that is read: shortest and longest side, and all pixels
+SIDES, PIXELS, BYTES = (16, 12_000), 64_000_000, 256_000_000      # of a frame that is read: shortest and longest side, all pixels, the file
 _TURNED = {2: lambda f: f[:, ::-1], 3: lambda f: f[::-1, ::-1], 4: lambda f: f[::-1], 5: lambda f: f.T,       # by EXIF orientation
            6: lambda f: np.rot90(f, -1), 7: lambda f: f[::-1, ::-1].T, 8: np.rot90}
 
@@ -104,6 +106,15 @@ def _decode(data: bytes) -> np.ndarray:
     return np.ascontiguousarray(_TURNED.get(orientation, lambda f: f)(frame))
 
 
+def check_file(path, most: int) -> None:
+    "Raise FrameError unless a path leads to an ordinary file of at most `most` bytes that can be opened."
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode): raise FrameError(f'{path} is no ordinary file; put the file itself there.')
+        if os.path.getsize(path) > most: raise FrameError(f'{path} is larger than {most // 1_000_000} MB; export it again.')
+        open(path, 'rb').close()
+    except OSError as error: raise FrameError(f'{path} cannot be opened ({error.strerror}); check the file.') from None
+
+
 def read_frame(path) -> np.ndarray:
     """Return an image file as one grey channel.
 
@@ -121,8 +132,8 @@ def read_frame(path) -> np.ndarray:
     FrameError
         If the file is missing, is neither JPEG nor PNG, is damaged, or its sides are beyond SIDES and PIXELS.
     """
-    try: data = Path(path).read_bytes()
-    except OSError as error: raise FrameError(f'{path} cannot be opened ({error.strerror}); check the file.') from None
+    check_file(path, BYTES)
+    data = Path(path).read_bytes()
     try: width, height = _header(data)
     except Exception: raise FrameError(f'{path} is not a readable image; export the frame again as JPEG or PNG.') from None
     if not (SIDES[0] <= min(width, height) and max(width, height) <= SIDES[1] and width * height <= PIXELS):
@@ -220,13 +231,13 @@ def read_cohort(csv, images, labelled: bool = True, decode: bool = False) -> tup
     for line, row in table.iterrows():
         before, key = len(problems), canonical_index(row['Index'])
         if not key: note('', csv, line, 'the row has no Index', 'write the patient\'s number')
-        elif not _INDEX.fullmatch(key): note(row['Index'], csv, line, 'the Index is no plain name', 'use letters, digits, spaces, dots, hyphens; begin with a letter or digit')
+        elif not (_INDEX.fullmatch(key) and _INDEX.fullmatch(row['Index'])): note(row['Index'], csv, line, 'the Index is no plain name', 'use letters, digits, spaces, dots, hyphens; begin with a letter or digit')
         elif key in seen: note(row['Index'], csv, line, f'the patient stands in line {seen[key]} already', 'keep one of the rows')
         seen.setdefault(key, line)
         labels, wrong = parse_labels(row) if labelled else (None, [])
         for problem, mend in wrong: note(row['Index'], csv, line, problem, mend)
         files = [found.get((key, view), []) for view in VIEWS]
-        for view, paths in zip(VIEWS, files):
+        for view, paths in zip(VIEWS, files) if _INDEX.fullmatch(row['Index']) else ():
             if not paths: note(row['Index'], _image_folder(images) / f'{row["Index"]}{view}.jpg', line, f'the frame {view} is missing', 'add the image or remove the row')
             if len(paths) > 1: note(row['Index'], paths[1], line, f'{paths[0].name} is the same frame', 'keep one of the files')
         if len(problems) == before: studies.append(Study(row['Index'], tuple(paths[0] for paths in files), labels, _truth_of(csv, row['Index'])))
@@ -295,3 +306,28 @@ def split_studies(studies: list[Study], shares: tuple[float, ...] = (0.7, 0.15, 
         lag = [share * dealt - len(part) for share, part in zip(shares, parts)]
         parts[int(np.argmax(lag))].append(studies[i])
     return parts
+
+# %% ../nbs/02_studies.ipynb #b94cee3b
+def write_csvs(tables: dict[Path, pd.DataFrame], mode: int | None = None) -> None:
+    """Write tables as CSV files, all of them or none.
+
+    Each is written beside its place first; when all are there they are renamed, in the order given. Text that a spreadsheet would run
+    as a formula gets a quote in front.
+
+    Parameters
+    ----------
+    tables : dict
+        File -> table. Folders are made if needed.
+    mode : int, optional
+        Permissions of the files, such as 0o600.
+    """
+    harmless = lambda value: f"'{value}" if isinstance(value, str) and value[:1] in tuple('=+-@\t\r') else value
+    beside = {Path(path).with_name(f'{Path(path).name}.{os.getpid()}.partial'): Path(path) for path in tables}
+    try:
+        for (partial, path), table in zip(beside.items(), tables.values()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            table.map(harmless).to_csv(partial, index=False)
+            if mode is not None: partial.chmod(mode)
+        for partial, path in beside.items(): os.replace(partial, path)
+    finally:
+        for partial in beside: partial.unlink(missing_ok=True)

@@ -17,8 +17,7 @@ from keras import ops
 from scipy.optimize import minimize
 
 from . import __version__
-from .anatomy import LABELS, LOCATIONS
-from .attention import look_maps
+from .attention import LOOK, look_maps
 from .batches import CELL, Augmentation, study_batches
 from .model import load_model, preprocessing_of, report_model, vessel_model
 from .preprocessing import Preprocessing
@@ -55,7 +54,7 @@ def map_loss(truth, scores):
     return -ops.sum(each * ops.cast(truth >= 0, scores.dtype), axis=(1, 2, 3))
 
 # %% ../nbs/07_training.ipynb #2cdb7301
-_REACH = 32 / CELL      # half the side of a closer look, in cells
+_REACH = LOOK / 2 / CELL      # half the side of a closer look, in cells
 
 
 def look_loss(truth, looks):
@@ -174,7 +173,7 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
     Returns
     -------
     DataFrame
-        The history: epoch, loss, val_loss.
+        The history: epoch, loss and val_loss, and for our network their parts, labels_loss, maps_loss and looks_loss.
 
     Raises
     ------
@@ -220,7 +219,7 @@ def _open_run(out: Path, settings: Settings, studies: list[Study], validation: l
         record = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
         before, now = record['settings'] | {name: record[name] for name in patients}, json.loads(json.dumps(asdict(settings))) | patients
         other = [name for name, value in now.items() if before.get(name) != value]
-        if other: raise ValueError(f'{out} was begun with another {", ".join(other)}; resume with the same, or choose another folder.')
+        if other: raise ValueError(f'{out} was begun with other values of {", ".join(other)}; resume with the same, or choose another folder.')
         return record.get('finished', False)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f'{out} exists and is not empty; choose another folder, or resume the run in it.')
