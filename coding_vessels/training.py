@@ -95,11 +95,14 @@ PRESETS = {
 
 # %% ../nbs/07_training.ipynb #7b0fb039
 def build_model(settings: Settings) -> keras.Model:
-    "Return the network of the settings, untrained or, in float32, as it was trained before."
+    "Return the network of the settings, untrained or as it was trained before."
     if settings.start:
         model = load_model(settings.start)
         if preprocessing_of(model) != settings.preprocessing: raise ValueError(f'{settings.start} was trained with other frames; give the settings preprocessing_of(model).')
-        return model
+        if settings.precision == 'float32': return model
+        other = build_model(replace(settings, start=None, weights=None))
+        other.set_weights(model.get_weights())
+        return other
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(settings.precision)
     try:
