@@ -55,20 +55,23 @@ def test_figures_are_those_of_scores_json(folder, page):
 
 
 def test_links_lead_to_a_patient_and_back(page):
+    shows = lambda place, hidden: (page.locator(place).wait_for(state="visible"), page.locator(hidden).wait_for(state="hidden"))
     assert page.locator("section.patient:visible").count() == 0
     page.locator("#patients tbody tr").nth(1).locator("a").click()
-    assert page.locator("section.patient:visible").count() == 1 and not page.locator("#overview").is_visible()
+    shows("#patient-2", "#overview")
+    assert page.locator("section.patient:visible").count() == 1
     page.get_by_text("Lower risk").locator("visible=true").click()
-    assert page.locator("#patient-3").is_visible() and not page.locator("#patient-2").is_visible()
+    shows("#patient-3", "#patient-2")
     page.go_back()
-    assert page.locator("#patient-2").is_visible()
+    shows("#patient-2", "#patient-3")
     page.get_by_text("All patients").locator("visible=true").click()
-    assert page.locator("#overview").is_visible()
+    shows("#overview", "#patient-2")
 
 
 def test_attention_is_switched_on_and_off(page):
     page.locator("#patients tbody a").first.click()
     patient = page.locator("#patient-1")
+    patient.wait_for(state="visible")
     assert patient.locator(".layer:visible").count() == 0
     choice = patient.locator("input[type=radio]").nth(1)
     choice.focus()
@@ -84,6 +87,7 @@ def test_attention_is_switched_on_and_off(page):
 
 def test_phone_and_paper(page):
     page.locator("#patients tbody a").first.click()
+    page.locator("#patient-1").wait_for(state="visible")
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.emulate_media(media="print")
