@@ -61,7 +61,7 @@ def grey_frames(dataset) -> np.ndarray:
         grey = np.stack([((show(frame) - low).astype(np.int64) >> max(0, int(high - low).bit_length() - 8)).astype(np.uint8) for frame in frames])
     return 255 - grey if dataset.PhotometricInterpretation == 'MONOCHROME1' else grey
 
-
+# %% ../nbs/02a_dicom.ipynb #a9fae5c1
 def _span(frames) -> tuple[float, float]:
     "Return the lowest and highest value of some frames."
     lows, highs = zip(*((frame.min(), frame.max()) for frame in frames))
@@ -231,7 +231,7 @@ def import_dicom(source, out, key, mapping=None, projection: str = 'filling', se
     _write_imported(out, key, rows)
     return pd.DataFrame(problems, columns=['Index', 'file', 'problem', 'mend'])
 
-
+# %% ../nbs/02a_dicom.ipynb #7dd47139
 def _printable(name: str) -> str:
     "Return a file's name with forward slashes; bytes that are no UTF-8 stand as backslash codes."
     return os.fsencode(name).decode('utf-8', 'backslashreplace').replace(os.sep, '/')

@@ -114,7 +114,7 @@ def check_file(path, most: int) -> None:
         open(path, 'rb').close()
     except OSError as error: raise FrameError(f'{path} cannot be opened ({error.strerror}); check the file.') from None
 
-
+# %% ../nbs/02_studies.ipynb #f99957ea
 def read_frame(path) -> np.ndarray:
     """Return an image file as one grey channel.
 
