@@ -30,8 +30,8 @@ setup(
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={
-        "onnx": settings["onnx_requirements"].split(),
-        "dev": settings["dev_requirements"].split() + settings["onnx_requirements"].split(),
+        "engines": settings["engines_requirements"].split(),
+        "dev": settings["dev_requirements"].split() + settings["engines_requirements"].split(),
     },
     entry_points={"console_scripts": settings["console_scripts"].split()},
     zip_safe=False,

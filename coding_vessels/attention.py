@@ -97,8 +97,8 @@ _READ = np.array([[LOOKS.tolist().index([view, structure_of(location, VIEWS[view
 class LocationReadout(keras.layers.Layer):
     """Reads, for each location, what its views show where its map is high.
 
-    Input: features (batch, 8, height, width, channels), maps (batch, 8, height, width, 13), before any sigmoid, and what the
-    closer looks saw, (batch, 52, near). Output: (batch, 21, 4, channels + 3 + near + 8), the four readings of each location:
+    Input: features (batch, 8, height, width, channels), maps (batch, 8, height, width, 13), before any sigmoid, and perhaps what
+    the closer looks saw, (batch, 52, near). Output: (batch, 21, 4, channels + 3 + near + 8), the four readings of each location:
     features, x and y from -0.5 to 0.5, a quarter of the peak, the closer look, and a learned vector for its vessel.
     """
 
@@ -106,7 +106,7 @@ class LocationReadout(keras.layers.Layer):
         self.vessels = self.add_weight(shape=(len(_VESSELS), 8), initializer='random_normal', name='vessels')
 
     def call(self, inputs):
-        features, maps, near = inputs
+        features, maps, *near = inputs
         height, width, channels = features.shape[2:]
         y, x = np.mgrid[:height, :width]
         place = ops.convert_to_tensor(np.stack([(x.ravel() + 0.5) / width, (y.ravel() + 0.5) / height], 1) - 0.5, maps.dtype)
@@ -115,10 +115,10 @@ class LocationReadout(keras.layers.Layer):
         seen = ops.matmul(weights, ops.reshape(features, (-1, len(VIEWS), height * width, channels)))
         readings = ops.concatenate([seen, ops.matmul(weights, place), ops.max(scores, axis=-1, keepdims=True) / 4], axis=-1)
         readings = ops.take(ops.reshape(readings, (-1, len(VIEWS) * len(STRUCTURES), channels + 3)), _LOOKED, axis=1)
-        readings = ops.take(ops.concatenate([readings, near], axis=-1), _READ.ravel(), axis=1)
+        readings = ops.take(ops.concatenate([readings, *near], axis=-1), _READ.ravel(), axis=1)
         vessel = ops.take(self.vessels, np.repeat(_VESSEL, _READ.shape[1]), axis=0)[None]
         readings = ops.concatenate([readings, ops.broadcast_to(vessel, (ops.shape(readings)[0], *vessel.shape[1:]))], axis=-1)
         return ops.reshape(readings, (-1, *_READ.shape, readings.shape[-1]))
 
     def compute_output_shape(self, shapes):
-        return (shapes[0][0], *_READ.shape, shapes[0][-1] + 3 + shapes[2][-1] + 8)
+        return (shapes[0][0], *_READ.shape, sum(shape[-1] for shape in (shapes[0], *shapes[2:])) + 3 + 8)

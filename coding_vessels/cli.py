@@ -87,12 +87,16 @@ def train(args) -> int:
 
 # %% ../nbs/11_cli.ipynb #f96853a1
 def export(args) -> int:
-    "Write a trained model beside its file for an engine that needs no TensorFlow."
-    from coding_vessels.engines import ENGINES, export_model
-    made = Path(args.model).with_suffix(ENGINES[args.engine])
+    "Write a trained model beside its file for an engine that needs no TensorFlow, in float32 or in fewer bits."
+    from coding_vessels.engines import export_model, exported_file
+    from coding_vessels.studies import read_cohort
+    made = exported_file(args.model, args.engine, args.precision)
     if made.exists() and not args.overwrite: raise FileExistsError(f'{made} exists; add --overwrite.')
-    export_model(args.model, args.engine)
-    print(f'{made}: `predict --model {args.model if args.engine == "openvino" else made}` computes with it.')
+    if (args.csv is None) != (args.images is None): raise ValueError('--csv and --images belong together; give both, or neither.')
+    studies = read_cohort(args.csv, args.images, labelled=False)[0] if args.csv else None
+    export_model(args.model, args.engine, args.precision, studies)
+    silent = args.engine == 'openvino' and args.precision == 'float32'
+    print(f'{made}: `predict --model {args.model if silent else made}` computes with it.')
     return 0
 
 # %% ../nbs/11_cli.ipynb #23f6a1a2
@@ -255,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     seed = ('--seed', dict(type=int, default=0, help='same seed, same result (default 0)'))
     verb(simulate, ('out', dict(help='new folder')), ('--patients', dict(type=int, required=True)), seed,
          ('--size', dict(type=int, help='pixels of a square frame; by default the sizes of the real cohort')),
-         ('--preset', dict(default='kium', help='kium (default), flat-panel, image-intensifier, elderly, shifted, training')),
+         ('--preset', dict(default='kium', help='kium (default), flat-panel, image-intensifier, elderly, shifted, training, training-small')),
          ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')), ('--workers', dict(type=int, default=-1, help='processes; by default one a core')))
     verb(check, csv, images, ('--unlabelled', dict(action='store_true', help='the CSV needs no labels')))
     verb(import_dicom, ('folder', dict(help='all files in it and below are tried')), ('--out', dict(required=True, help='new folder of the cohort')),
@@ -265,7 +269,9 @@ def _parser() -> argparse.ArgumentParser:
          ('--out', dict(required=True, help='run folder')), seed, ('--epochs', dict(type=int)), ('--batch-size', dict(type=int)),
          ('--size', dict(type=int, help='pixels of the network\'s frames')), ('--resume', dict(action='store_true', help='go on with an interrupted run')),
          ('--start', dict(help='fine-tune a trained model: a .keras file, or `shipped` for the weights of the package; at a fifth of the learning rate')))
-    verb(export, ('--model', dict(required=True, help='best.keras of a run')), ('--engine', dict(choices=('openvino', 'onnx'), default='openvino')), ('--overwrite', dict(action='store_true')))
+    verb(export, ('--model', dict(required=True, help='best.keras of a run')), ('--engine', dict(choices=('openvino', 'onnx'), default='openvino')),
+         ('--precision', dict(choices=('float32', 'bfloat16', 'int8'), default='float32', help='bfloat16 and int8 are faster and a little less exact')),
+         ('--csv', dict(help='for int8: studies to learn the ranges of values from (default: simulated ones)')), ('--images', dict(help='and their frames')), ('--overwrite', dict(action='store_true')))
     verb(predict, csv, images, ('--out', dict(required=True, help='output.csv')), ('--model', dict(help='best.keras of a run (default: the shipped weights, which know simulated patients only)')),
          ('--engine', dict(choices=('auto', 'keras', 'openvino', 'onnx'), default='auto', help='what computes; auto: OpenVINO where the model has been exported for it')),
          ('--threshold', dict(type=float, help='a location is flagged from here (default: the model\'s own thresholds)')),

@@ -6,21 +6,28 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
 import os
+import sys
 import tempfile
+import threading
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+from joblib import cpu_count
 
 from .anatomy import LABELS, LOCATIONS, VIEWS
-from .preprocessing import Preprocessing
+from .preprocessing import Preprocessing, preprocess_frame, preprocess_study
+from .studies import Study
 
 # %% auto #0
-__all__ = ['SHIPPED', 'ENGINES', 'Engine', 'export_model', 'load_engine']
+__all__ = ['SHIPPED', 'ENGINES', 'PRECISIONS', 'WORKERS', 'Engine', 'exported_file', 'export_model', 'load_engine']
 
 # %% ../nbs/08a_engines.ipynb #e45737d9
 @dataclass(frozen=True)
@@ -28,21 +35,30 @@ class Engine:
     "A trained network, ready to answer."
     name: str                     # 'keras', 'openvino' or 'onnx'
     file: Path
+    precision: str                # 'float32', 'bfloat16' or 'int8'
     source: str                   # SHA-256 of the .keras file that holds the weights
     preprocessing: Preprocessing  # how its frames are prepared
     thresholds: np.ndarray        # (21,): the probability from which each location is flagged
-    answer: Callable              # frames, uint8 (8, size, size) -> dict of float32: 'labels' (22,), and from our network 'maps' (8, cells, cells, 13) and 'looks' (52, 3)
+    answer: Callable              # may be called from several threads: frames, uint8 (8, size, size) -> dict of float32: 'labels' (22,), and from our network 'maps' (8, cells, cells, 13) and 'looks' (52, 3)
 
 
 SHIPPED = Path(str(files('coding_vessels') / 'assets/vessel.keras'))     # knows simulated patients only
 ENGINES = {'keras': '.keras', 'openvino': '.xml', 'onnx': '.onnx'}       # and their files
+PRECISIONS = 'float32', 'bfloat16', 'int8'
+WORKERS = min(cpu_count(), 8)                                            # studies that are answered at the same time
 
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 # %% ../nbs/08a_engines.ipynb #26cb74d3
-def export_model(path, engine: str = 'openvino') -> Path:
+def exported_file(path, engine: str = 'openvino', precision: str = 'float32') -> Path:
+    "Return where the export of a model file lies: beside it, with the precision in its name if that is reduced."
+    path = Path(path)
+    return path.with_name(f'{path.stem}{"" if precision == "float32" else "." + precision}{ENGINES[engine]}')
+
+
+def export_model(path, engine: str = 'openvino', precision: str = 'float32', studies: list[Study] | None = None) -> Path:
     """Write a trained model beside its file for another engine, and return the new file.
 
     Parameters
@@ -51,63 +67,129 @@ def export_model(path, engine: str = 'openvino') -> Path:
         A `.keras` file that this package has trained.
     engine : 'openvino' or 'onnx'
         OpenVINO's is a pair of files, `.xml` and `.bin`; ONNX Runtime's is one, `.onnx`.
+    precision : 'float32', 'bfloat16' or 'int8'
+        ONNX Runtime has no bfloat16 for processors.
+    studies : list of Study, optional
+        For int8: some 100 studies from whose frames the ranges of values are learned. None simulates them.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is no such model, or the engine is unknown or lacks a package.
+        If there is no such model, or engine or precision are unknown or lack a package.
     """
     import tensorflow as tf
     from coding_vessels.model import load_model, preprocessing_of, thresholds_of
     if engine not in ('openvino', 'onnx'): raise ValueError(f"'{engine}' is no engine to export for; use 'openvino' or 'onnx'.")
+    if precision not in PRECISIONS: raise ValueError(f"'{precision}' is no precision; use {', '.join(PRECISIONS)}.")
+    if (engine, precision) == ('onnx', 'bfloat16'): raise ValueError('ONNX Runtime has no bfloat16 for processors; use the engine openvino.')
     path, model = Path(path), load_model(path)
-    facts = json.dumps({'source': _digest(path), 'preprocessing': asdict(preprocessing_of(model)), 'thresholds': thresholds_of(model).tolist()})
-    size = preprocessing_of(model).size
-    frames, call = tf.TensorSpec((1, len(VIEWS), size, size), tf.uint8, name='frames'), tf.function(lambda frames: model(frames, training=False))
+    settings = preprocessing_of(model)
+    facts = json.dumps({'source': _digest(path), 'preprocessing': asdict(settings), 'thresholds': thresholds_of(model).tolist(), 'precision': precision})
+    frames, call = tf.TensorSpec((1, len(VIEWS), settings.size, settings.size), tf.uint8, name='frames'), tf.function(lambda frames: model(frames, training=False))
+    network = _as_openvino(call, frames) if engine == 'openvino' else _as_onnx(call, frames)
+    if precision == 'int8': network = (_quantise_openvino if engine == 'openvino' else _quantise_onnx)(network, _examples(settings, studies))
+    made = exported_file(path, engine, precision)
     with tempfile.TemporaryDirectory(prefix='.export', dir=path.parent) as beside:
-        made = Path(beside) / path.with_suffix(ENGINES[engine]).name
-        if engine == 'openvino': _write_openvino(call.get_concrete_function(frames), facts, made)
-        else: _write_onnx(call, frames, facts, made)
+        if engine == 'openvino': _write_openvino(network, facts, Path(beside) / made.name, half=precision != 'float32')
+        else: _write_onnx(network, facts, Path(beside) / made.name)
         for file in sorted(Path(beside).iterdir()): os.replace(file, path.with_name(file.name))
-    return path.with_name(made.name)
+    return made
 
 # %% ../nbs/08a_engines.ipynb #af4fb4a8
-def _write_openvino(function, facts: str, path: Path) -> None:
+def _openvino_package():
+    "Import OpenVINO without the part that reports its use to a server."
+    sys.modules.setdefault('openvino_telemetry', None)
     import openvino
-    network = openvino.convert_model(function)
+    return openvino
+
+
+def _as_openvino(call, frames):
+    return _openvino_package().convert_model(call.get_concrete_function(frames))
+
+
+def _write_openvino(network, facts: str, path: Path, half: bool) -> None:
     network.set_rt_info(facts, ['coding_vessels'])
-    openvino.save_model(network, path, compress_to_fp16=False)
+    _openvino_package().save_model(network, path, compress_to_fp16=half)
 
 
-def _write_onnx(function, frames, facts: str, path: Path) -> None:
+def _as_onnx(call, frames):
     try: import tf2onnx
-    except ImportError: raise ValueError("the package tf2onnx is missing; install it with pip install '.[onnx]' in a clone of coding_vessels.") from None
-    network, _ = tf2onnx.convert.from_function(function, input_signature=[frames], opset=17)
+    except ImportError: raise ValueError("the package tf2onnx is missing; install it with pip install '.[engines]' in a clone of coding_vessels.") from None
+    return tf2onnx.convert.from_function(call, input_signature=[frames], opset=17)[0]
+
+
+def _write_onnx(network, facts: str, path: Path) -> None:
     entry = network.metadata_props.add()
     entry.key, entry.value = 'coding_vessels', facts
     path.write_bytes(network.SerializeToString())
+
+# %% ../nbs/08a_engines.ipynb #03f73764
+def _examples(settings: Preprocessing, studies: list[Study] | None) -> list[np.ndarray]:
+    "Return preprocessed frames of at most 100 studies, each (8, size, size), or of 64 simulated ones."
+    if studies: return [preprocess_study(study, settings) for study in studies[:100]]
+    from coding_vessels.phantom import draw_phantom
+    return [np.stack([preprocess_frame(frame, settings) for frame in draw_phantom([8, seed], 720).frames]) for seed in range(64)]
+
+
+def _quantise_openvino(network, examples: list[np.ndarray]):
+    "Return the network in whole numbers of 8 bits; the ranges of values come from the examples."
+    _openvino_package()
+    try: import nncf
+    except ImportError: raise ValueError("the package nncf is missing; install it with pip install '.[engines]' in a clone of coding_vessels.") from None
+    kinds = {op.get_type_name() for op in network.get_ops()}
+    chooses = 'TopK' in kinds                                                                # ours: where to look closer
+    spared = kinds - {'Convolution', 'Constant', 'Parameter', 'Result'} if chooses else kinds & {'MatMul', 'Multiply'}
+    nncf.set_log_level(logging.ERROR)
+    with redirect_stdout(io.StringIO()):                                                     # its progress bars
+        return nncf.quantize(network, nncf.Dataset(examples, lambda frames: frames[None]), subset_size=len(examples), preset=nncf.QuantizationPreset.MIXED,
+                             fast_bias_correction=False, ignored_scope=nncf.IgnoredScope(types=sorted(spared), validate=False))
+
+
+def _quantise_onnx(network, examples: list[np.ndarray]):
+    "The same for ONNX Runtime, by its own tools; only the convolutions, in every network."
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    name, waiting = network.graph.input[0].name, iter(examples)
+
+    class Reader(CalibrationDataReader):
+        def get_next(self):
+            frames = next(waiting, None)
+            return None if frames is None else {name: frames[None]}
+
+    with tempfile.TemporaryDirectory() as folder:
+        quantize_static(network, f'{folder}/int8.onnx', Reader(), op_types_to_quantize=['Conv'], per_channel=True)
+        return onnx.load(f'{folder}/int8.onnx')
 
 # %% ../nbs/08a_engines.ipynb #ce8ff831
 def _keras(path: Path) -> Engine:
     from coding_vessels.model import load_model, preprocessing_of, thresholds_of
     model = load_model(path)
-    answer = lambda frames: {name: np.asarray(value)[0] for name, value in model.predict_on_batch(frames[None]).items()}
-    return Engine('keras', path, _digest(path), preprocessing_of(model), thresholds_of(model), answer)
+    turn = threading.Lock()                                                                  # Keras computes for one thread at a time
+
+    def answer(frames):
+        with turn: return {name: np.asarray(value)[0] for name, value in model.predict_on_batch(frames[None]).items()}
+    return Engine('keras', path, 'float32', _digest(path), preprocessing_of(model), thresholds_of(model), answer)
 
 
 def _openvino(path: Path) -> Engine:
-    import openvino
-    core = openvino.Core()
+    core = _openvino_package().Core()
     network = core.read_model(path)
-    request = core.compile_model(network, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32', 'PERFORMANCE_HINT': 'LATENCY'}).create_infer_request()
+    facts = network.get_rt_info(['coding_vessels']).value
+    precision = 'bf16' if json.loads(facts).get('precision') == 'bfloat16' else 'f32'
+    compiled, own = core.compile_model(network, 'CPU', {'INFERENCE_PRECISION_HINT': precision, 'NUM_STREAMS': WORKERS, 'INFERENCE_NUM_THREADS': cpu_count()}), threading.local()
     names = [output.get_any_name() for output in network.outputs]
-    answer = lambda frames: {name: value[0].copy() for name, value in zip(names, request.infer([frames[None]]).to_tuple())}
-    return _exported('openvino', path, network.get_rt_info(['coding_vessels']).value, answer)
+
+    def answer(frames):
+        if not hasattr(own, 'request'): own.request = compiled.create_infer_request()        # each thread has its own
+        return {name: value[0].copy() for name, value in zip(names, own.request.infer([frames[None]]).to_tuple())}
+    return _exported('openvino', path, facts, answer)
 
 
 def _onnx(path: Path) -> Engine:
     import onnxruntime
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=['CPUExecutionProvider'])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cpu_count() // WORKERS
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=['CPUExecutionProvider'])
     names = [output.name for output in session.get_outputs()]
     answer = lambda frames: {name: value[0] for name, value in zip(names, session.run(names, {session.get_inputs()[0].name: frames[None]}))}
     return _exported('onnx', path, session.get_modelmeta().custom_metadata_map['coding_vessels'], answer)
@@ -115,7 +197,7 @@ def _onnx(path: Path) -> Engine:
 
 def _exported(name: str, path: Path, facts: str, answer: Callable) -> Engine:
     facts = json.loads(facts)
-    return Engine(name, path, str(facts['source']), Preprocessing(**facts['preprocessing']), np.array(facts['thresholds'], float), answer)
+    return Engine(name, path, facts.get('precision', 'float32'), str(facts['source']), Preprocessing(**facts['preprocessing']), np.array(facts['thresholds'], float), answer)
 
 
 def _checked(engine: Engine) -> Engine:
@@ -149,12 +231,12 @@ def load_engine(path=None, engine: str = 'auto') -> Engine:
     if not path.is_file(): raise FileNotFoundError(f'{path} does not exist; give a model file, for example best.keras of a run, or write it with `coding_vessels export`.')
     name = next((name for name, suffix in ENGINES.items() if suffix == path.suffix), None)
     if name is None: raise ValueError(f'{path} is not a model of coding_vessels; give a file that ends in {", ".join(ENGINES.values())}.')
-    if engine == 'auto' and name == 'keras' and path.with_suffix('.xml').is_file():
-        exported = load_engine(path.with_suffix('.xml'))
+    if engine == 'auto' and name == 'keras' and exported_file(path).is_file():
+        exported = load_engine(exported_file(path))
         if exported.source == _digest(path): return exported
     try: return _checked({'keras': _keras, 'openvino': _openvino, 'onnx': _onnx}[name](path))
     except ImportError:
-        hint = 'install coding_vessels anew' if name == 'openvino' else "pip install '.[onnx]' in a clone of coding_vessels"
+        hint = 'install coding_vessels anew' if name == 'openvino' else "pip install '.[engines]' in a clone of coding_vessels"
         raise ValueError(f"the engine {name} is not installed; {hint}, or use another.") from None
     except Exception as error:
         raise ValueError(f'{path} is not a model of coding_vessels ({(str(error).strip().splitlines() or [type(error).__name__])[-1][:120]}); write or export it again.') from None

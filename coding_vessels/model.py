@@ -13,12 +13,12 @@ import numpy as np
 from keras import layers, ops
 
 from .anatomy import LABELS, LOCATIONS, MIRRORED, STRUCTURES, VIEWS
-from .attention import CloseUps, LocationReadout, SpatialAttention
+from .attention import LOOKS, CloseUps, LocationReadout, SpatialAttention
 from .preprocessing import Preprocessing
 
 # %% auto #0
-__all__ = ['FrameInput', 'preprocessing_of', 'Folded', 'ViewEmbedding', 'OneSide', 'Standardised', 'NoisyOr', 'Calibration',
-           'report_model', 'vessel_model', 'load_model', 'thresholds_of']
+__all__ = ['IDEAS', 'FrameInput', 'preprocessing_of', 'Folded', 'ViewEmbedding', 'OneSide', 'Standardised', 'NoisyOr',
+           'Calibration', 'report_model', 'vessel_model', 'load_model', 'thresholds_of']
 
 # %% ../nbs/06_model.ipynb #02f7d491
 @keras.saving.register_keras_serializable(package='coding_vessels')
@@ -155,40 +155,7 @@ class Calibration(layers.Layer):
     def compute_output_shape(self, shape):
         return shape
 
-# %% ../nbs/06_model.ipynb #b946facd
-_RARE = keras.initializers.Constant(-3.4)      # a probability of 3 %
-
-
-def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str | None = None, faithful: bool = False) -> keras.Model:
-    """Return the network of the 2023 report, with ImageNet's input scaling and one backbone for all views.
-
-    Parameters
-    ----------
-    preprocessing : Preprocessing
-        Sets the frame size: 64 pixels or more.
-    weights : 'imagenet' or None
-        None starts from random weights; 'imagenet' downloads Keras' ResNet50 weights at first use.
-    faithful : bool
-        True leaves out view embedding and noisy-or, as in the report.
-
-    Returns
-    -------
-    keras.Model
-        uint8 (batch, 8, size, size) -> float32 (batch, 22), in the order of LABELS.
-    """
-    size = preprocessing.size
-    backbone = keras.applications.ResNet50(include_top=False, weights=weights, input_shape=(size, size, 3))
-    x = layers.Conv2D(256, 1, activation='relu')(backbone.output)
-    x = layers.MaxPooling2D()(SpatialAttention(name='attention')(x))
-    per_view = keras.Model(backbone.input, layers.Flatten()(x), name='per_view')
-    frames = keras.Input((len(VIEWS), size, size), dtype='uint8', name='frames')
-    x = Folded(per_view)(FrameInput(asdict(preprocessing), imagenet=True)(frames))
-    x = layers.Dense(128, activation='relu')(layers.LSTM(64)(x if faithful else ViewEmbedding()(x)))
-    if faithful: out = layers.Dense(len(LABELS), activation='sigmoid', dtype='float32', name='labels')(x)
-    else: out = NoisyOr(name='labels', dtype='float32')(Calibration(name='calibration')(layers.Dense(len(LOCATIONS), bias_initializer=_RARE, name='scores')(x)))
-    return keras.Model(frames, {'labels': out}, name='report')
-
-# %% ../nbs/06_model.ipynb #2591b3e3
+# %% ../nbs/06_model.ipynb #4d9eace4
 def _convolution(x, filters: int, kernel: int, stride: int = 1):
     "A convolution, batch normalisation and ReLU."
     return layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(filters, kernel, stride, padding='same', use_bias=False)(x)))
@@ -219,18 +186,70 @@ def _overview(size: int, backbone: str, weights: str | None) -> keras.Model:
     return keras.Model(picture, _convolution(coarse, 64, 3), name='overview')
 
 
-def _closer(squares):
+# %% ../nbs/06_model.ipynb #b946facd
+_RARE = keras.initializers.Constant(-3.4)      # a probability of 3 %
+
+
+def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str | None = None, faithful: bool = False,
+                 backbone: str = 'resnet50') -> keras.Model:
+    """Return the network of the 2023 report, with ImageNet's input scaling and one backbone for all views.
+
+    Parameters
+    ----------
+    preprocessing : Preprocessing
+        Sets the frame size: 64 pixels or more.
+    weights : 'imagenet' or None
+        None starts from random weights; 'imagenet' downloads Keras' ResNet50 weights at first use.
+    faithful : bool
+        True leaves out view embedding and noisy-or, as in the report.
+    backbone : 'resnet50' or 'small'
+        The small one is our network's, for frames of a multiple of 32 pixels.
+
+    Returns
+    -------
+    keras.Model
+        uint8 (batch, 8, size, size) -> float32 (batch, 22), in the order of LABELS.
+    """
+    size = preprocessing.size
+    picture = keras.Input((size, size, 3 if backbone == 'resnet50' else 1))
+    features = keras.applications.ResNet50(include_top=False, weights=weights, input_tensor=picture).output if backbone == 'resnet50' else _overview(size, backbone, weights)(picture)
+    x = layers.Conv2D(256, 1, activation='relu')(features)
+    x = layers.MaxPooling2D()(SpatialAttention(name='attention')(x))
+    per_view = keras.Model(picture, layers.Flatten()(x), name='per_view')
+    frames = keras.Input((len(VIEWS), size, size), dtype='uint8', name='frames')
+    x = Folded(per_view)(FrameInput(asdict(preprocessing), imagenet=backbone == 'resnet50')(frames))
+    x = layers.Dense(128, activation='relu')(layers.LSTM(64)(x if faithful else ViewEmbedding()(x)))
+    if faithful: out = layers.Dense(len(LABELS), activation='sigmoid', dtype='float32', name='labels')(x)
+    else: out = NoisyOr(name='labels', dtype='float32')(Calibration(name='calibration')(layers.Dense(len(LOCATIONS), bias_initializer=_RARE, name='scores')(x)))
+    return keras.Model(frames, {'labels': out}, name='report')
+
+# %% ../nbs/06_model.ipynb #2591b3e3
+def _closer(squares, embed):
     "Return what a closer look makes of squares, (batch, 52, 64, 64, 1): (batch, 52, 64)."
     square = keras.Input(squares.shape[2:])
     x = _residual(_residual(_residual(_convolution(square, 24, 5, 2), 24), 48, 2), 48)
-    near = ViewEmbedding(sides=False)(Folded(keras.Model(square, x), name='near')(squares))
+    near = embed(Folded(keras.Model(square, x), name='near')(squares))
     patch = keras.Input(near.shape[2:])
     x = _residual(_residual(patch, 96, 2), 96)
     x = layers.Concatenate()([layers.GlobalMaxPooling2D()(x), layers.GlobalAveragePooling2D()(x)])
     return Folded(keras.Model(patch, layers.Dense(64, activation='relu')(x)), name='nearer')(near)
 
+
+def _scores(readings, sequence: bool):
+    "Return a score for each location, (batch, 21), from its four readings: as a sequence, or their mean."
+    gather = [layers.LSTM(48, unroll=True)] if sequence else [layers.Dense(48, 'relu'), layers.GlobalAveragePooling1D()]
+    one = keras.Sequential([keras.Input(readings.shape[2:]), *gather, layers.Dense(32, activation='relu'), layers.Dense(1, bias_initializer=_RARE)])
+    return layers.Reshape((len(LOCATIONS),), name='scores')(Folded(one, name='sequence')(readings))
+
+
+_FLIPPED = np.array([(False, MIRRORED[view]) for view, _ in LOOKS])      # of the row and column of each look, what mirroring changes
+
 # %% ../nbs/06_model.ipynb #deef4489
-def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75), backbone: str = 'small', weights: str | None = None) -> keras.Model:
+IDEAS = 'one side', 'view embedding', 'closer look', 'sequence', 'noisy-or'      # what can be left out, to see what it is worth
+
+
+def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75), backbone: str = 'small', weights: str | None = None,
+                 without: str | None = None) -> keras.Model:
     """Return the network of this project.
 
     Parameters
@@ -240,6 +259,8 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75), 
     backbone : 'small' or 'resnet50'
     weights : 'imagenet' or None
         For ResNet50: None starts from random weights; 'imagenet' downloads Keras' weights at first use.
+    without : str, optional
+        One of IDEAS, left out for comparison.
 
     Returns
     -------
@@ -251,25 +272,34 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75), 
     Raises
     ------
     ValueError
-        If the backbone is unknown or the frame size does not suit it.
+        If the backbone or the idea is unknown, or the frame size does not suit the network.
     """
     size, resnet = preprocessing.size, backbone == 'resnet50'
     if backbone not in ('small', 'resnet50'): raise ValueError(f"'{backbone}' is no backbone; use 'small' or 'resnet50'.")
     if size % 16 or size < 64: raise ValueError(f'size is {size} pixels; this network needs a multiple of 16, 64 or more.')
+    if without not in (None, *IDEAS): raise ValueError(f"'{without}' is no idea of this network; leave out one of {', '.join(IDEAS)}.")
+    mirrored = without != 'one side'
+    embed = (lambda x: x) if without == 'view embedding' else (lambda x: ViewEmbedding(sides=not mirrored)(x))
     frames = keras.Input((len(VIEWS), size, size), dtype='uint8', name='frames')
-    x = OneSide()(FrameInput(asdict(preprocessing), imagenet=resnet)(frames))
+    x = FrameInput(asdict(preprocessing), imagenet=resnet)(frames)
+    if mirrored: x = OneSide()(x)
     grey = Standardised(name='standardised')(x[..., :1] if resnet else x)
-    features = ViewEmbedding(sides=False)(Folded(_overview(size, backbone, weights), name='features')(x if resnet else grey))
+    features = embed(Folded(_overview(size, backbone, weights), name='features')(x if resnet else grey))
     head = keras.Sequential([keras.Input(features.shape[2:]), layers.Conv2D(64, 1, activation='relu'), layers.Conv2D(len(STRUCTURES), 1, bias_initializer=_RARE)])
     maps = Folded(head, name='maps', dtype='float32')(features)
-    squares, centres = CloseUps(name='close_ups')([grey, maps])
-    near = _closer(squares)
-    suspicion = layers.Dense(1, name='suspicion')(near)
-    readings = LocationReadout(name='readout')([features, maps, layers.Concatenate()([near, suspicion])])
-    sequence = keras.Sequential([keras.Input(readings.shape[2:]), layers.LSTM(48, unroll=True), layers.Dense(32, activation='relu'), layers.Dense(1, bias_initializer=_RARE)])
-    scores = layers.Reshape((len(LOCATIONS),), name='scores')(Folded(sequence, name='sequence')(readings))
-    labels = NoisyOr(name='labels', dtype='float32')(Calibration(name='calibration', dtype='float32')(scores))
-    return keras.Model(frames, {'labels': labels, 'maps': maps, 'looks': layers.Concatenate(name='looks', dtype='float32')([suspicion, centres])}, name='vessel')
+    read, out = [features, maps], {'maps': maps if mirrored else OneSide()(maps)}
+    if without != 'closer look':
+        squares, centres = CloseUps(name='close_ups')([grey, maps])
+        near = _closer(squares, embed)
+        suspicion = layers.Dense(1, name='suspicion')(near)
+        read.append(layers.Concatenate()([near, suspicion]))
+        if not mirrored: centres = ops.where(_FLIPPED, maps.shape[3] - 1 - centres, centres)
+        out['looks'] = layers.Concatenate(name='looks', dtype='float32')([suspicion, centres])
+    scores = _scores(LocationReadout(name='readout')(read), without != 'sequence')
+    located = Calibration(name='calibration', dtype='float32')(scores)
+    if without != 'noisy-or': out['labels'] = NoisyOr(name='labels', dtype='float32')(located)
+    else: out['labels'] = layers.Concatenate(name='labels', dtype='float32')([layers.Dense(1, 'sigmoid', dtype='float32')(scores), located])
+    return keras.Model(frames, {name: out[name] for name in ('labels', 'maps', 'looks') if name in out}, name='vessel')
 
 # %% ../nbs/06_model.ipynb #33065993
 def load_model(path) -> keras.Model:

@@ -25,12 +25,12 @@ from .anatomy import COLUMNS, FRONTAL, LABELS, LOCATIONS, VIEWS, parse_view, vie
 
 # %% auto #0
 __all__ = ['STEP', 'DIAMETERS', 'LENGTHS', 'COHORT_POSITIVES', 'COHORT_FLAGS', 'SIPHON', 'NECK', 'EXTERNAL', 'SURFACES',
-           'TERRITORIES', 'SITES', 'SIZES', 'ELDERLY', 'INTENSIFIER', 'CROWDED', 'VARIED', 'PRESETS', 'compiled',
-           'BONES', 'arc_length', 'resample', 'smooth', 'bowed', 'wiggle', 'Vessel', 'draw_size', 'Population',
-           'draw_locations', 'beside', 'branch', 'shoot', 'draw_carotid', 'draw_front', 'draw_middle_cerebral',
-           'draw_back', 'draw_vertebral', 'draw_external', 'grow', 'draw_cortex', 'draw_vessels', 'Aneurysm',
-           'ellipsoid', 'draw_aneurysm', 'Scanner', 'Camera', 'aim', 'segments_of', 'path_lengths', 'draw_folds',
-           'draw_bones', 'expose', 'finish', 'Phantom', 'draw_phantom', 'write_cohort']
+           'TERRITORIES', 'SITES', 'SIZES', 'ELDERLY', 'INTENSIFIER', 'CROWDED', 'SMALL', 'VARIED', 'PRESETS',
+           'compiled', 'BONES', 'arc_length', 'resample', 'smooth', 'bowed', 'wiggle', 'Vessel', 'draw_size',
+           'Population', 'draw_locations', 'beside', 'branch', 'shoot', 'draw_carotid', 'draw_front',
+           'draw_middle_cerebral', 'draw_back', 'draw_vertebral', 'draw_external', 'grow', 'draw_cortex',
+           'draw_vessels', 'Aneurysm', 'ellipsoid', 'draw_aneurysm', 'Scanner', 'Camera', 'aim', 'segments_of',
+           'path_lengths', 'draw_folds', 'draw_bones', 'expose', 'finish', 'Phantom', 'draw_phantom', 'write_cohort']
 
 # %% ../nbs/01_phantom.ipynb #26ab592d
 STEP = 0.5  # millimetres between two points of a vessel's centreline
@@ -519,12 +519,13 @@ ELDERLY = Population(flags=(0.62, 0.29, 0.07, 0.02), diameter=(5.6, 0.55), fetal
 INTENSIFIER = Scanner(sizes=((720, 720), (1024, 1024)), field_of_view=(150, 190), background=(98, 118), shading=(6, 18), blur=(0.26, 0.40), noise=(1.5, 4.0),
                       attenuation=(0.12, 0.22), motion=(0.2, 1.0), rounded=1.0, collimated=0.0, letters=0.6, jpeg_quality=(70, 85))
 CROWDED = Population(flags=(0.1, 0, 0.1, 0, 0.2, 0, 0.2, 0, 0.2, 0, 0.2), locations=tuple(COHORT_POSITIVES ** 0.5 / (COHORT_POSITIVES ** 0.5).sum()), infundibulum=0.15)
+SMALL = replace(CROWDED, diameter=(3.8, 0.65))
 VARIED = Scanner(field_of_view=(145, 235), background=(98, 215), blur=(0.10, 0.40), noise=(0.6, 4.0), attenuation=(0.12, 0.30), motion=(0.0, 1.0),
                  letters=0.4, jpeg_quality=(70, 96))
 PRESETS = {'kium': (Population(), Scanner()),
            'flat-panel': (Population(), Scanner(sizes=((1024, 1024),), blur=(0.12, 0.18), noise=(0.6, 1.6), motion=(0.0, 0.3), background=(198, 215))),
            'image-intensifier': (Population(), INTENSIFIER), 'elderly': (ELDERLY, Scanner()), 'shifted': (ELDERLY, INTENSIFIER),
-           'training': (CROWDED, VARIED)}
+           'training': (CROWDED, VARIED), 'training-small': (SMALL, VARIED)}
 
 # %% ../nbs/01_phantom.ipynb #1d0782d3
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .anatomy import COLUMNS, LOCATIONS, MIRRORED, VIEWS, structure_of, views_of
 from .batches import CELL
-from .engines import Engine
+from .engines import WORKERS, Engine
 from .preprocessing import Preprocessing, frame_warnings, preprocess_frame, view_warnings
 from .studies import FrameError, Study, read_frame
 
@@ -101,18 +101,17 @@ def predict_studies(engine: Engine, studies: list[Study], threshold=None, visit=
     threshold = engine.thresholds if threshold is None else threshold
     rows, positions, errors = [], [], []
 
-    def load(study):
+    def work(study):
         try: frames = [read_frame(path) for path in study.frames]
         except FrameError as error: return error
-        return frames, np.stack([preprocess_frame(frame, engine.preprocessing) for frame in frames])
+        return frames, engine.answer(np.stack([preprocess_frame(frame, engine.preprocessing) for frame in frames]))
 
-    loaded = Parallel(n_jobs=-1, prefer='threads', return_as='generator', pre_dispatch=8)(delayed(load)(study) for study in studies)
-    for study, part in zip(studies, tqdm(loaded, total=len(studies), desc='predicting', unit='study', delay=3)):
+    done = Parallel(n_jobs=WORKERS, prefer='threads', return_as='generator', pre_dispatch='2 * n_jobs')(delayed(work)(study) for study in studies)
+    for study, part in zip(studies, tqdm(done, total=len(studies), desc='predicting', unit='study', delay=3)):
         if isinstance(part, FrameError):
             errors.append([study.index, str(part)])
             continue
-        frames, prepared = part
-        answer = engine.answer(prepared)
+        frames, answer = part
         labels, maps = answer['labels'].astype(float), answer.get('maps')
         rows.append([study.index, *labels])
         if maps is not None: positions.extend(_positions(study.index, labels[1:], maps, [frame.shape for frame in frames], engine.preprocessing, threshold))

@@ -25,11 +25,18 @@ def resize(frame: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 # %% ../nbs/03_preprocessing.ipynb #908b898f
+def _median(frame: np.ndarray) -> int:
+    "Return the median grey level, rounded down, as `numpy.median` but from the histogram, which is much faster."
+    below = np.cumsum(cv2.calcHist([frame], [0], None, [256], [0, 256]).ravel().astype(np.int64))
+    return sum(int(np.searchsorted(below, rank, 'right')) for rank in ((frame.size - 1) // 2, frame.size // 2)) // 2
+
+
 def fit(frame: np.ndarray, size: int) -> np.ndarray:
     "Return the whole frame within a square of `size` pixels, the rest filled with the frame's median."
     longest = max(frame.shape)
+    if longest == min(frame.shape): return resize(frame, size, size)                         # nothing to fill
     height, width = (max(1, round(length * size / longest)) for length in frame.shape)
-    square = np.full((size, size), np.median(frame).astype(np.uint8), np.uint8)
+    square = np.full((size, size), _median(frame), np.uint8)
     top, left = (size - height) // 2, (size - width) // 2
     square[top:top + height, left:left + width] = resize(frame, width, height)
     return square
@@ -60,7 +67,7 @@ def sharpen(frame: np.ndarray, factor: float = 2.0) -> np.ndarray:
 # %% ../nbs/03_preprocessing.ipynb #76974ce2
 def raise_contrast(frame: np.ndarray, factor: float = 1.25) -> np.ndarray:
     "Return the frame with its contrast raised by a factor, as Pillow's `ImageEnhance.Contrast`."
-    mean = int(frame.mean() + 0.5)
+    mean = int(cv2.sumElems(frame)[0] / frame.size + 0.5)
     table = np.clip(mean + factor * (np.arange(256) - mean), 0, 255).astype(np.uint8)
     return cv2.LUT(frame, table)
 

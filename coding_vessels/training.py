@@ -25,7 +25,7 @@ from .studies import Study, split_studies
 
 # %% auto #0
 __all__ = ['PRESETS', 'positive_weights', 'weighted_crossentropy', 'map_loss', 'look_loss', 'Settings', 'build_model',
-           'fit_calibration', 'choose_thresholds', 'calibrate', 'train']
+           'fit_calibration', 'choose_thresholds', 'calibrate', 'compile_model', 'training_batches', 'train']
 
 # %% ../nbs/07_training.ipynb #a32dc0b4
 def positive_weights(studies: list[Study], bound: float = 10.0) -> np.ndarray:
@@ -70,9 +70,10 @@ def look_loss(truth, looks):
 @dataclass(frozen=True)
 class Settings:
     "Everything that decides a training run."
-    model: str = 'vessel'               # 'vessel' or 'report'
-    backbone: str = 'small'             # of 'vessel': 'small' or 'resnet50'
+    model: str = 'vessel'               # 'vessel', 'report', or 'report 2023', which lacks view embedding and noisy-or
+    backbone: str = 'small'             # 'small' or 'resnet50'
     weights: str | None = None          # 'imagenet' for ResNet50
+    without: str | None = None          # an idea of 'vessel' to leave out, see IDEAS in 06_model
     start: str | None = None            # a trained model, .keras, to go on from
     preprocessing: Preprocessing = Preprocessing(512, field=0.75)
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -91,7 +92,7 @@ class Settings:
 PRESETS = {
     'vessel': Settings(),
     'kium': Settings(backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720), batch_size=8, epochs=50, learning_rate=2e-4),
-    'report': Settings(model='report', weights='imagenet', preprocessing=Preprocessing(720), batch_size=8, epochs=50, learning_rate=1e-4)}
+    'report': Settings(model='report', backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720), batch_size=8, epochs=50, learning_rate=1e-4)}
 
 # %% ../nbs/07_training.ipynb #7b0fb039
 def build_model(settings: Settings) -> keras.Model:
@@ -106,13 +107,13 @@ def build_model(settings: Settings) -> keras.Model:
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(settings.precision)
     try:
-        if settings.model == 'vessel': return vessel_model(settings.preprocessing, settings.backbone, settings.weights)
-        if settings.model == 'report': return report_model(settings.preprocessing, settings.weights)
+        if settings.model == 'vessel': return vessel_model(settings.preprocessing, settings.backbone, settings.weights, settings.without)
+        if settings.model in ('report', 'report 2023'): return report_model(settings.preprocessing, settings.weights, settings.model == 'report 2023', settings.backbone)
     except Exception as error:                                # Keras raises a bare Exception if the download fails
         if settings.weights is None or isinstance(error, ValueError) and 'pixels' in str(error): raise
         raise ValueError(f"the weights '{settings.weights}' cannot be loaded ({str(error).splitlines()[0][:100]}); their first use needs the internet.") from None
     finally: keras.config.set_dtype_policy(policy)
-    raise ValueError(f"'{settings.model}' is no network; use 'vessel' or 'report'.")
+    raise ValueError(f"'{settings.model}' is no network; use 'vessel', 'report' or 'report 2023'.")
 
 # %% ../nbs/07_training.ipynb #4cf0171a
 def fit_calibration(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -145,6 +146,7 @@ def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarr
 # %% ../nbs/07_training.ipynb #59b64288
 def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cache=None) -> keras.Model:
     "Return the model with slopes, offsets and thresholds fitted on labelled studies; they are set in place."
+    if not any(layer.name == 'calibration' for layer in model.layers): return model                  # the report's network as written has none
     batches = study_batches(studies, preprocessing_of(model), batch_size, cache=cache)
     scorer = keras.Model(model.input, model.get_layer('scores').output)
     scores, labels = (np.concatenate(part) for part in zip(*((np.asarray(scorer.predict_on_batch(frames)), targets['labels'].numpy()) for frames, targets in batches)))
@@ -152,6 +154,22 @@ def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cac
     thresholds = choose_thresholds(1 / (1 + np.exp(-(slope * scores + offset))), labels[:, 1:] == 1)
     for weight, value in ((layer.slope, slope), (layer.offset, offset), (layer.threshold, thresholds)): weight.assign(value)
     return model
+
+# %% ../nbs/07_training.ipynb #79e0d77b
+def compile_model(model: keras.Model, studies: list[Study], rate) -> keras.Model:
+    "Return the model, compiled in place to learn from these studies at a learning rate or along a schedule."
+    losses, shares = {'labels': weighted_crossentropy(positive_weights(studies)), 'maps': map_loss, 'looks': look_loss}, {'labels': 1.0, 'maps': 0.2, 'looks': 2.0}
+    mine = lambda parts: {name: part for name, part in parts.items() if name in model.output}
+    model.compile(keras.optimizers.AdamW(rate, clipnorm=1.0), mine(losses), mine(shares))
+    return model
+
+
+def training_batches(model: keras.Model, studies: list[Study], settings: Settings, cache=None):
+    "Return the batches of `study_batches` with a target for each of the model's outputs, shuffled if the settings say how to augment."
+    again = settings.augmentation is not None
+    batches = study_batches(studies, settings.preprocessing, settings.batch_size, again, settings.seed, settings.augmentation, cache, 'maps' in model.output)
+    if 'looks' not in model.output: return batches
+    return batches.map(lambda frames, targets: (frames, targets | {'looks': targets['maps']}))         # a look is right if the map's mark lies in it
 
 # %% ../nbs/07_training.ipynb #faf89c9c
 def train(studies: list[Study], out, settings: Settings = Settings(), validation: list[Study] | None = None, cache=None,
@@ -191,15 +209,10 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
     keras.utils.set_random_seed(settings.seed)
     model, cache = build_model(settings), cache or out / 'cache'
     if _open_run(out, settings, studies, validation, resume): return pd.read_csv(out / 'history.csv')
-    maps, steps = 'maps' in model.output, -(-len(studies) // settings.batch_size) * settings.epochs
-    batches = study_batches(studies, settings.preprocessing, settings.batch_size, True, settings.seed, settings.augmentation, cache, maps)
-    held = study_batches(validation, settings.preprocessing, settings.batch_size, cache=cache, maps=maps)
-    losses, loss_weights = {'labels': weighted_crossentropy(positive_weights(studies))}, {'labels': 1.0}
-    if maps:
-        losses, loss_weights = losses | {'maps': map_loss, 'looks': look_loss}, loss_weights | {'maps': 0.2, 'looks': 2.0}
-        batches, held = (part.map(lambda frames, targets: (frames, targets | {'looks': targets['maps']})) for part in (batches, held))
+    steps = -(-len(studies) // settings.batch_size) * settings.epochs
     pace = keras.optimizers.schedules.CosineDecay(settings.learning_rate / 20, steps - steps // 20, warmup_target=settings.learning_rate, warmup_steps=steps // 20)
-    model.compile(keras.optimizers.AdamW(pace, clipnorm=1.0), losses, loss_weights)
+    compile_model(model, studies, pace)
+    batches, held = training_batches(model, studies, settings, cache), training_batches(model, validation, replace(settings, augmentation=None), cache)
     (out / 'history.csv').touch()
     callbacks = [keras.callbacks.BackupAndRestore(str(out / 'checkpoint')),
                  keras.callbacks.ModelCheckpoint(str(out / 'best.keras'), 'val_loss', save_best_only=True, initial_value_threshold=_best_loss(out)),

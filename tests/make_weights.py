@@ -1,10 +1,10 @@
 """Makes the weights that ship with the package, from nothing.
 
-    python tests/make_weights.py RUN [--patients 8000] [--epochs 4] [--fresh 4000] [--seed 101] [--precision mixed_bfloat16]
+    python tests/make_weights.py RUN [--share 1.0] [--precision mixed_bfloat16]
 
-RUN gets the simulated cohorts and the run folder `run`; what is there already is kept, so an interrupted call goes on.
-On two cores with AVX-512 and its bfloat16: about 35 minutes for the cohorts, 95 for the training. `--precision float32`
-suits other processors.
+RUN gets the simulated cohorts and a run folder for each stage of the training; what is there already is kept, so an
+interrupted call goes on. On two cores with AVX-512 and its bfloat16: about an hour for the cohorts, two for the
+training. `--precision float32` suits other processors; `--share 0.01` is a trial with a hundredth of the patients.
 """
 
 import argparse
@@ -19,9 +19,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import pandas as pd
 
-from coding_vessels.phantom import PRESETS as COHORTS
+from coding_vessels.phantom import PRESETS as PHANTOMS
 from coding_vessels.phantom import write_cohort
 from coding_vessels.studies import read_cohort
+
+COHORTS = (  # name, preset, patients, seed
+    ("train", "training", 8000, 101),
+    ("fresh", "training", 4000, 301),
+    ("small", "training-small", 8000, 401),
+    ("select", "training", 150, 151),  # chooses the epoch
+    ("valid", "kium", 1500, 201),  # natural frequencies: calibrates
+)
+STAGES = (("train", 4, 1.5e-3), ("fresh", 1, 3e-4), ("small", 1, 7.5e-4))  # cohort, passes, learning rate
 
 
 def save_small(model, path):
@@ -37,24 +46,15 @@ def save_small(model, path):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--patients", type=int, default=8000)
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=101)
-    parser.add_argument("--fresh", type=int, default=4000)
+    parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--precision", default="mixed_bfloat16")
     args = parser.parse_args()
-    cohorts = {  # preset, patients, seed, pixels
-        "train": ("training", args.patients, args.seed, 720),
-        "select": ("training", 150, args.seed + 50, 720),  # chooses the epoch
-        "valid": ("kium", 1500, args.seed + 100, 720),  # natural frequencies: calibrates
-    }
-    if args.fresh:
-        cohorts["fresh"] = ("training", args.fresh, args.seed + 200, 720)
+    cohorts = {name: (preset, max(2, round(args.share * patients)), seed, 720) for name, preset, patients, seed in COHORTS}
     studies = {}
     for name, (preset, patients, seed, size) in cohorts.items():
         folder = args.run / name
         if not folder.exists():
-            write_cohort(folder, patients, seed, size, *COHORTS[preset])
+            write_cohort(folder, patients, seed, size, *PHANTOMS[preset])
         studies[name], problems = read_cohort(folder / "groundtruth.csv", folder)
         assert not len(problems), problems
 
@@ -62,25 +62,26 @@ if __name__ == "__main__":
     from coding_vessels.model import load_model
     from coding_vessels.training import PRESETS, calibrate, train
 
-    settings = replace(PRESETS["vessel"], epochs=args.epochs, seed=args.seed, precision=args.precision)
-    history = train(studies["train"], args.run / "run", settings, studies["select"], args.run / "cache", resume=True)
-    histories, last = [history], args.run / "run"
-    if args.fresh:  # then patients that it has never met, once and gently: a fifth of the learning rate
-        last = args.run / "again"
-        gentle = replace(settings, epochs=1, start=str(args.run / "run/best.keras"), learning_rate=settings.learning_rate / 5)
-        histories.append(train(studies["fresh"], last, gentle, studies["select"], args.run / "cache", resume=True))
-    model = load_model(last / "best.keras")
+    history, last = [], None
+    for cohort, passes, rate in STAGES:  # each goes on where the one before ended, with patients that it has never met
+        settings = replace(PRESETS["vessel"], epochs=passes, learning_rate=rate, start=last, seed=101, precision=args.precision)
+        run = args.run / f"run-{cohort}"
+        part = train(studies[cohort], run, settings, studies["select"], args.run / "cache", resume=True)
+        history.append(part.assign(stage=cohort))
+        last = str(run / "best.keras")
+    model = load_model(last)
     # Kernels in half precision: the file is half the size.
     model.set_weights([w.astype(np.float16).astype(w.dtype) if w.ndim > 1 else w for w in model.get_weights()])
     calibrate(model, studies["valid"], cache=args.run / "cache")
     save_small(model, SHIPPED)
     export_model(SHIPPED)
-    record = json.loads((args.run / "run/settings.json").read_text(encoding="utf-8"))
+    record = json.loads((args.run / "run-train/settings.json").read_text(encoding="utf-8"))
     record = {
-        "settings": record["settings"] | {"again": int(args.fresh > 0)},
+        "settings": record["settings"],
+        "stages": [dict(zip(("cohort", "passes", "learning rate"), stage)) for stage in STAGES],
         "versions": record["versions"],
         "cohorts": {name: dict(zip(("preset", "patients", "seed", "pixels"), values)) for name, values in cohorts.items()},
-        "history": pd.concat(histories, ignore_index=True).to_dict("list"),
+        "history": pd.concat(history, ignore_index=True).to_dict("list"),
     }
     SHIPPED.with_suffix(".json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     print(f"{SHIPPED}: now run nbs/12_weights.ipynb, which measures it and writes the model card")

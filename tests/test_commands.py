@@ -57,6 +57,29 @@ def test_version_and_wrong_words(command):
     assert command("pre-dict").returncode == 2
 
 
+def test_export_in_fewer_bits(command, tmp_path):
+    """A trained model becomes a file for OpenVINO in bfloat16, and predicts with it as before."""
+    from coding_vessels.model import vessel_model
+    from coding_vessels.phantom import write_cohort
+    from coding_vessels.preprocessing import Preprocessing
+
+    vessel_model(Preprocessing(64)).save(tmp_path / "best.keras")
+    cohort = write_cohort(tmp_path / "cohort", 3, 1, 128)
+    data = ["--csv", cohort / "groundtruth.csv", "--images", cohort]
+    for precision, name in (("float32", "best.xml"), ("bfloat16", "best.bfloat16.xml"), ("int8", "best.int8.xml")):
+        words = ["export", "--model", tmp_path / "best.keras", "--precision", precision, *(data if precision == "int8" else [])]
+        done = command(*words)
+        assert done.returncode == 0 and (tmp_path / name).exists(), done.stderr
+        again = command(*words)
+        assert again.returncode == 1 and "add --overwrite" in again.stderr
+        done = command("predict", *data, "--model", tmp_path / name, "--out", tmp_path / precision / "output.csv")
+        assert done.returncode == 0, done.stderr
+    exact, rough = (pd.read_csv(tmp_path / kind / "probabilities.csv").iloc[:, 1:] for kind in ("float32", "int8"))
+    assert 0 < (exact - rough).abs().to_numpy().max() < 0.05
+    done = command("export", "--model", tmp_path / "best.keras", "--precision", "int8", "--csv", "a.csv", "--overwrite")
+    assert done.returncode == 1 and "belong together" in done.stderr
+
+
 def test_demo_small(command, tmp_path):
     """The shipped weights find most of the simulated aneurysms; pictures and places come along."""
     done = command("demo", "--out", tmp_path / "demo", "--patients", 30)
