@@ -94,6 +94,7 @@ def export(args) -> int:
     if made.exists() and not args.overwrite: raise FileExistsError(f'{made} exists; add --overwrite.')
     if (args.csv is None) != (args.images is None): raise ValueError('--csv and --images belong together; give both, or neither.')
     studies = read_cohort(args.csv, args.images, labelled=False)[0] if args.csv else None
+    if studies == []: raise ValueError(f'no study of {args.csv} can be read; `coding_vessels check --unlabelled` says why.')
     export_model(args.model, args.engine, args.precision, studies)
     silent = args.engine == 'openvino' and args.precision == 'float32'
     print(f'{made}: `predict --model {args.model if silent else made}` computes with it.')

@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
@@ -68,7 +69,7 @@ def export_model(path, engine: str = 'openvino', precision: str = 'float32', stu
     engine : 'openvino' or 'onnx'
         OpenVINO's is a pair of files, `.xml` and `.bin`; ONNX Runtime's is one, `.onnx`.
     precision : 'float32', 'bfloat16' or 'int8'
-        ONNX Runtime has no bfloat16 for processors.
+        For ONNX Runtime float32 only.
     studies : list of Study, optional
         For int8: some 100 studies from whose frames the ranges of values are learned. None simulates them.
 
@@ -81,13 +82,13 @@ def export_model(path, engine: str = 'openvino', precision: str = 'float32', stu
     from coding_vessels.model import load_model, preprocessing_of, thresholds_of
     if engine not in ('openvino', 'onnx'): raise ValueError(f"'{engine}' is no engine to export for; use 'openvino' or 'onnx'.")
     if precision not in PRECISIONS: raise ValueError(f"'{precision}' is no precision; use {', '.join(PRECISIONS)}.")
-    if (engine, precision) == ('onnx', 'bfloat16'): raise ValueError('ONNX Runtime has no bfloat16 for processors; use the engine openvino.')
+    if engine == 'onnx' and precision != 'float32': raise ValueError(f'{precision} is for the engine openvino; ONNX Runtime computes in float32.')
     path, model = Path(path), load_model(path)
     settings = preprocessing_of(model)
     facts = json.dumps({'source': _digest(path), 'preprocessing': asdict(settings), 'thresholds': thresholds_of(model).tolist(), 'precision': precision})
     frames, call = tf.TensorSpec((1, len(VIEWS), settings.size, settings.size), tf.uint8, name='frames'), tf.function(lambda frames: model(frames, training=False))
     network = _as_openvino(call, frames) if engine == 'openvino' else _as_onnx(call, frames)
-    if precision == 'int8': network = (_quantise_openvino if engine == 'openvino' else _quantise_onnx)(network, _examples(settings, studies))
+    if precision == 'int8': network = _quantise(network, _examples(settings, studies))
     made = exported_file(path, engine, precision)
     with tempfile.TemporaryDirectory(prefix='.export', dir=path.parent) as beside:
         if engine == 'openvino': _write_openvino(network, facts, Path(beside) / made.name, half=precision != 'float32')
@@ -131,7 +132,7 @@ def _examples(settings: Preprocessing, studies: list[Study] | None) -> list[np.n
     return [np.stack([preprocess_frame(frame, settings) for frame in draw_phantom([8, seed], 720).frames]) for seed in range(64)]
 
 
-def _quantise_openvino(network, examples: list[np.ndarray]):
+def _quantise(network, examples: list[np.ndarray]):
     "Return the network in whole numbers of 8 bits; the ranges of values come from the examples."
     _openvino_package()
     try: import nncf
@@ -140,25 +141,9 @@ def _quantise_openvino(network, examples: list[np.ndarray]):
     chooses = 'TopK' in kinds                                                                # ours: where to look closer
     spared = kinds - {'Convolution', 'Constant', 'Parameter', 'Result'} if chooses else kinds & {'MatMul', 'Multiply'}
     nncf.set_log_level(logging.ERROR)
-    with redirect_stdout(io.StringIO()):                                                     # its progress bars
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings(action='ignore'):            # its progress bars
         return nncf.quantize(network, nncf.Dataset(examples, lambda frames: frames[None]), subset_size=len(examples), preset=nncf.QuantizationPreset.MIXED,
                              fast_bias_correction=False, ignored_scope=nncf.IgnoredScope(types=sorted(spared), validate=False))
-
-
-def _quantise_onnx(network, examples: list[np.ndarray]):
-    "The same for ONNX Runtime, by its own tools; only the convolutions, in every network."
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
-    name, waiting = network.graph.input[0].name, iter(examples)
-
-    class Reader(CalibrationDataReader):
-        def get_next(self):
-            frames = next(waiting, None)
-            return None if frames is None else {name: frames[None]}
-
-    with tempfile.TemporaryDirectory() as folder:
-        quantize_static(network, f'{folder}/int8.onnx', Reader(), op_types_to_quantize=['Conv'], per_channel=True)
-        return onnx.load(f'{folder}/int8.onnx')
 
 # %% ../nbs/08a_engines.ipynb #ce8ff831
 def _keras(path: Path) -> Engine:
