@@ -96,8 +96,8 @@ def export(args) -> int:
     studies = read_cohort(args.csv, args.images, labelled=False)[0] if args.csv else None
     if studies == []: raise ValueError(f'no study of {args.csv} can be read; `coding_vessels check --unlabelled` says why.')
     export_model(args.model, args.engine, args.precision, studies)
-    silent = args.engine == 'openvino' and args.precision == 'float32'
-    print(f'{made}: `predict --model {args.model if silent else made}` computes with it.')
+    chosen = args.engine == 'openvino' and args.precision == 'float32'
+    print(f'{made}: `predict --model {args.model if chosen else made}` computes with it.')
     return 0
 
 # %% ../nbs/11_cli.ipynb #23f6a1a2
