@@ -25,7 +25,7 @@ from .anatomy import COLUMNS, FRONTAL, LABELS, LOCATIONS, VIEWS, parse_view, vie
 
 # %% auto #0
 __all__ = ['STEP', 'DIAMETERS', 'LENGTHS', 'COHORT_POSITIVES', 'COHORT_FLAGS', 'SIPHON', 'NECK', 'EXTERNAL', 'SURFACES',
-           'TERRITORIES', 'SITES', 'SIZES', 'ELDERLY', 'INTENSIFIER', 'CROWDED', 'SMALL', 'FEW', 'VARIED', 'PRESETS',
+           'TERRITORIES', 'SITES', 'SIZES', 'ELDERLY', 'INTENSIFIER', 'CROWDED', 'SMALL', 'VARIED', 'PRESETS',
            'compiled', 'BONES', 'arc_length', 'resample', 'smooth', 'bowed', 'wiggle', 'Vessel', 'draw_size',
            'Population', 'draw_locations', 'beside', 'branch', 'shoot', 'draw_carotid', 'draw_front',
            'draw_middle_cerebral', 'draw_back', 'draw_vertebral', 'draw_external', 'grow', 'draw_cortex',
@@ -520,13 +520,12 @@ INTENSIFIER = Scanner(sizes=((720, 720), (1024, 1024)), field_of_view=(150, 190)
                       attenuation=(0.12, 0.22), motion=(0.2, 1.0), rounded=1.0, collimated=0.0, letters=0.6, jpeg_quality=(70, 85))
 CROWDED = Population(flags=(0.1, 0, 0.1, 0, 0.2, 0, 0.2, 0, 0.2, 0, 0.2), locations=tuple(COHORT_POSITIVES ** 0.5 / (COHORT_POSITIVES ** 0.5).sum()), infundibulum=0.15)
 SMALL = replace(CROWDED, diameter=(3.8, 0.65))
-FEW = replace(Population(), flags=(0.4, 0.45, 0.15), diameter=SMALL.diameter)
 VARIED = Scanner(field_of_view=(145, 235), background=(98, 215), blur=(0.10, 0.40), noise=(0.6, 4.0), attenuation=(0.12, 0.30), motion=(0.0, 1.0),
                  letters=0.4, jpeg_quality=(70, 96))
 PRESETS = {'kium': (Population(), Scanner()),
            'flat-panel': (Population(), Scanner(sizes=((1024, 1024),), blur=(0.12, 0.18), noise=(0.6, 1.6), motion=(0.0, 0.3), background=(198, 215))),
            'image-intensifier': (Population(), INTENSIFIER), 'elderly': (ELDERLY, Scanner()), 'shifted': (ELDERLY, INTENSIFIER),
-           'training': (CROWDED, VARIED), 'training-small': (SMALL, VARIED), 'training-few': (FEW, VARIED)}
+           'training': (CROWDED, VARIED), 'training-small': (SMALL, VARIED)}
 
 # %% ../nbs/01_phantom.ipynb #1d0782d3
 @dataclass(frozen=True)

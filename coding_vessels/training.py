@@ -75,7 +75,7 @@ class Settings:
     weights: str | None = None          # 'imagenet' for ResNet50
     without: str | None = None          # an idea of 'vessel' to leave out, see IDEAS in 06_model
     start: str | None = None            # a trained model, .keras, to go on from
-    preprocessing: Preprocessing = Preprocessing(512, field=0.75, contrast=0.8)
+    preprocessing: Preprocessing = Preprocessing(512, field=0.75)
     augmentation: Augmentation = field(default_factory=Augmentation)
     batch_size: int = 1                 # studies; many small steps learn faster here than few large ones
     epochs: int = 20
@@ -91,7 +91,7 @@ class Settings:
 
 PRESETS = {
     'vessel': Settings(),
-    'kium': Settings(backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720, contrast=0.8), batch_size=8, epochs=50, learning_rate=2e-4),
+    'kium': Settings(backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720), batch_size=8, epochs=50, learning_rate=2e-4),
     'report': Settings(model='report', backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720), batch_size=8, epochs=50, learning_rate=1e-4)}
 
 # %% ../nbs/07_training.ipynb #7b0fb039

@@ -27,20 +27,10 @@ COHORTS = (  # name, preset, patients, seed
     ("train", "training", 8000, 101),
     ("fresh", "training", 4000, 301),
     ("small", "training-small", 8000, 401),
-    ("more", "training-small", 4000, 501),
-    ("last", "training-small", 6000, 601),
-    ("few", "training-few", 3000, 701),
     ("select", "training", 150, 151),  # chooses the epoch
     ("valid", "kium", 1500, 201),  # natural frequencies: calibrates
 )
-STAGES = (  # cohort, passes, learning rate, contrast of the frames
-    ("train", 4, 1.5e-3, 1.25),
-    ("fresh", 1, 3e-4, 1.25),
-    ("small", 1, 7.5e-4, 1.25),
-    ("more", 3, 1e-3, 0.8),
-    ("last", 1, 7.5e-4, 0.8),
-    ("few", 1, 4e-4, 0.8),
-)
+STAGES = (("train", 4, 1.5e-3), ("fresh", 1, 3e-4), ("small", 1, 7.5e-4))  # cohort, passes, learning rate
 
 
 def save_small(model, path):
@@ -51,19 +41,6 @@ def save_small(model, path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as parts:
         for info, content in contents:
             parts.writestr(info.filename, content)
-
-
-def start_with(path, frames, run):
-    """Return a model file with these weights for frames of that preprocessing."""
-    from coding_vessels.model import load_model, preprocessing_of, vessel_model
-
-    model = load_model(path)
-    if preprocessing_of(model) == frames:
-        return path
-    other = vessel_model(frames)
-    other.set_weights(model.get_weights())
-    other.save(run / "start.keras")
-    return str(run / "start.keras")
 
 
 if __name__ == "__main__":
@@ -86,10 +63,8 @@ if __name__ == "__main__":
     from coding_vessels.training import PRESETS, calibrate, train
 
     history, last = [], None
-    for cohort, passes, rate, contrast in STAGES:  # each goes on where the one before ended, with patients that it has never met
-        frames = replace(PRESETS["vessel"].preprocessing, contrast=contrast)
-        start = last and start_with(last, frames, args.run)
-        settings = replace(PRESETS["vessel"], preprocessing=frames, epochs=passes, learning_rate=rate, start=start, seed=101, precision=args.precision)
+    for cohort, passes, rate in STAGES:  # each goes on where the one before ended, with patients that it has never met
+        settings = replace(PRESETS["vessel"], epochs=passes, learning_rate=rate, start=last, seed=101, precision=args.precision)
         run = args.run / f"run-{cohort}"
         part = train(studies[cohort], run, settings, studies["select"], args.run / "cache", resume=True)
         history.append(part.assign(stage=cohort))
@@ -100,10 +75,10 @@ if __name__ == "__main__":
     calibrate(model, studies["valid"], cache=args.run / "cache")
     save_small(model, SHIPPED)
     export_model(SHIPPED)
-    record = json.loads(Path(last).with_name("settings.json").read_text(encoding="utf-8"))
+    record = json.loads((args.run / "run-train/settings.json").read_text(encoding="utf-8"))
     record = {
-        "settings": record["settings"] | {"start": None},
-        "stages": [dict(zip(("cohort", "passes", "learning rate", "contrast"), stage)) for stage in STAGES],
+        "settings": record["settings"],
+        "stages": [dict(zip(("cohort", "passes", "learning rate"), stage)) for stage in STAGES],
         "versions": record["versions"],
         "cohorts": {name: dict(zip(("preset", "patients", "seed", "pixels"), values)) for name, values in cohorts.items()},
         "history": pd.concat(history, ignore_index=True).to_dict("list"),
