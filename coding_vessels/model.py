@@ -248,7 +248,7 @@ _FLIPPED = np.array([(False, MIRRORED[view]) for view, _ in LOOKS])      # of th
 IDEAS = 'one side', 'view embedding', 'closer look', 'sequence', 'noisy-or'      # what can be left out, to see what it is worth
 
 
-def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75), backbone: str = 'small', weights: str | None = None,
+def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, contrast=0.8), backbone: str = 'small', weights: str | None = None,
                  without: str | None = None) -> keras.Model:
     """Return the network of this project.
 

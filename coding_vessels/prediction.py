@@ -20,8 +20,8 @@ from .preprocessing import Preprocessing, frame_warnings, preprocess_frame, view
 from .studies import FrameError, Study, read_frame
 
 # %% auto #0
-__all__ = ['CLOSER', 'attention_map', 'peak_of', 'draw_overlay', 'read_twice', 'predict_studies', 'overlay_writer',
-           'warning_collector', 'apply_threshold']
+__all__ = ['attention_map', 'peak_of', 'draw_overlay', 'read_twice', 'predict_studies', 'overlay_writer', 'warning_collector',
+           'apply_threshold']
 
 # %% ../nbs/09_prediction.ipynb #2274534d
 def attention_map(maps: np.ndarray, location: str, view: str) -> np.ndarray:
@@ -78,27 +78,22 @@ def draw_overlay(frame: np.ndarray, attention: np.ndarray, settings: Preprocessi
     return cv2.circle(picture, (round(x), round(y)), height // 24, (200, 200, 0), 2, cv2.LINE_AA)
 
 # %% ../nbs/09_prediction.ipynb #78e420df
-CLOSER = 1.1      # how much larger frames are in the second reading
-
-
-def read_twice(engine: Engine, frames: np.ndarray) -> dict:
+def read_twice(engine: Engine, frames: list[np.ndarray]) -> dict:
     """Return an engine's answer to a study, read as it is and again a tenth larger.
 
     Parameters
     ----------
     engine : Engine
-    frames : ndarray, shape (8, size, size), uint8
-        Preprocessed.
+    frames : list of ndarray, shape (height, width), uint8
+        The eight frames as they came, in the order of VIEWS.
 
     Returns
     -------
     dict
         As `engine.answer` returns it. 'labels' is the mean of both readings, everything else is from the first.
     """
-    size = frames.shape[1]
-    move = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), 0, CLOSER)
-    larger = np.stack([cv2.warpAffine(frame, move, (size, size)) for frame in frames])
-    first, second = engine.answer(frames), engine.answer(larger)
+    first, second = (engine.answer(np.stack([preprocess_frame(frame, settings) for frame in frames]))
+                     for settings in (engine.preprocessing, engine.preprocessing.closer()))
     return first | {'labels': (first['labels'] + second['labels']) / 2}
 
 # %% ../nbs/09_prediction.ipynb #36b3770d
@@ -128,7 +123,7 @@ def predict_studies(engine: Engine, studies: list[Study], threshold=None, visit=
     def work(study):
         try: frames = [read_frame(path) for path in study.frames]
         except FrameError as error: return error
-        return frames, read_twice(engine, np.stack([preprocess_frame(frame, engine.preprocessing) for frame in frames]))
+        return frames, read_twice(engine, frames)
 
     done = Parallel(n_jobs=WORKERS, prefer='threads', return_as='generator', pre_dispatch='2 * n_jobs')(delayed(work)(study) for study in studies)
     for study, part in zip(studies, tqdm(done, total=len(studies), desc='predicting', unit='study', delay=3)):

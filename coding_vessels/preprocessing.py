@@ -5,7 +5,7 @@
 # %% ../nbs/03_preprocessing.ipynb #d9c36614
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 
@@ -79,14 +79,24 @@ class Preprocessing:
     field: float | None = None # share of the frame's shorter side that a centred square covers; None: the whole frame
     sharpness: float = 2.0
     contrast: float = 1.25     # below 1 lowers it
+    zoom: float = 1.0          # above 1 everything is that much larger, about the middle, and the border is lost
 
     def __post_init__(self):
         if not 16 <= self.size <= 4096: raise ValueError(f'size is {self.size} pixels; use 16 to 4096.')
         if self.field is not None and not 0.1 <= self.field <= 1: raise ValueError(f'field is {self.field}; use 0.1 to 1, or None for the whole frame.')
+        if not 1 <= self.zoom <= 2: raise ValueError(f'zoom is {self.zoom}; use 1 to 2.')
+
+    def closer(self) -> Preprocessing:
+        "Return the settings of a second look, in which everything is a tenth larger."
+        return replace(self, zoom=1.1 * self.zoom)
+
+    def span(self, width: int, height: int) -> float:
+        "Return how many pixels of a frame of that size the square's side covers."
+        return (max(width, height) if self.field is None else self.field * min(width, height)) / self.zoom
 
     def place(self, x, y, width: int, height: int):
         "Return where a pixel of a frame of that size lies in the square, x and y in pixels, and the square's pixels per pixel of the frame."
-        scale = self.size / (max(width, height) if self.field is None else self.field * min(width, height))
+        scale = self.size / self.span(width, height)
         return (x + 0.5 - width / 2) * scale + self.size / 2 - 0.5, (y + 0.5 - height / 2) * scale + self.size / 2 - 0.5, scale
 
     def place_back(self, x, y, width: int, height: int):
@@ -116,7 +126,9 @@ def preprocess_frame(frame: np.ndarray, settings: Preprocessing = Preprocessing(
     """
     if frame.ndim != 2 or frame.dtype != np.uint8:
         raise ValueError(f'a frame of shape {frame.shape} and type {frame.dtype} came; give one grey channel, uint8.')
-    square = fit(frame, settings.size) if settings.field is None else centre_crop(frame, settings.size, settings.field)
+    side = max(1, round(settings.span(*frame.shape[::-1])))
+    rows, columns = (slice(max(0, (length - side) // 2), max(0, (length - side) // 2) + side) for length in frame.shape)
+    square = fit(frame[rows, columns], settings.size)
     return raise_contrast(sharpen(invert(square), settings.sharpness), settings.contrast)
 
 

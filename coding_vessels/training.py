@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from keras import ops
 from scipy.optimize import minimize
+from scipy.special import expit
 
 from . import __version__
 from .attention import LOOK, look_maps
@@ -75,7 +76,7 @@ class Settings:
     weights: str | None = None          # 'imagenet' for ResNet50
     without: str | None = None          # an idea of 'vessel' to leave out, see IDEAS in 06_model
     start: str | None = None            # a trained model, .keras, to go on from
-    preprocessing: Preprocessing = Preprocessing(512, field=0.75)
+    preprocessing: Preprocessing = Preprocessing(512, field=0.75, contrast=0.8)
     augmentation: Augmentation = field(default_factory=Augmentation)
     batch_size: int = 1                 # studies; many small steps learn faster here than few large ones
     epochs: int = 20
@@ -91,7 +92,7 @@ class Settings:
 
 PRESETS = {
     'vessel': Settings(),
-    'kium': Settings(backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720), batch_size=8, epochs=50, learning_rate=2e-4),
+    'kium': Settings(backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720, contrast=0.8), batch_size=8, epochs=50, learning_rate=2e-4),
     'report': Settings(model='report', backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720), batch_size=8, epochs=50, learning_rate=1e-4)}
 
 # %% ../nbs/07_training.ipynb #7b0fb039
@@ -121,19 +122,19 @@ def fit_calibration(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
 
     Parameters
     ----------
-    scores : ndarray, shape (n, 21)
-        Before any sigmoid.
+    scores : ndarray, shape (n, 21) or (readings, n, 21)
+        Before any sigmoid. Of several readings the probabilities are averaged.
     labels : ndarray, shape (n, 22)
         In the order of LABELS.
     """
+    scores, sick = scores.reshape(-1, *scores.shape[-2:]), labels == 1
+
     def cost(free):
         z = np.exp(free[0]) * scores + free[1] + free[2:]
-        certain = np.logaddexp(0, z)                                        # -log(1 - p)
-        healthy = certain.sum(axis=1)                                       # -log of the chance of no aneurysm at all
-        patient = np.where(labels[:, 0] == 1, -np.log(-np.expm1(-healthy) + 1e-12), healthy)
-        return (certain - labels[:, 1:] * z).sum() + patient.sum() + 0.5 * (free[0] ** 2 + (free[2:] ** 2).sum())
-    best = minimize(cost, np.zeros(2 + scores.shape[1]), method='L-BFGS-B', bounds=[(-2, 2)] + [(-10, 10)] * (1 + scores.shape[1])).x
-    return np.full(scores.shape[1], np.exp(best[0])), best[1] + best[2:]
+        healthy = np.concatenate([expit(-z).prod(axis=2, keepdims=True), expit(-z)], axis=2).mean(axis=0)       # chance of no aneurysm: none at all, none there
+        return -np.log(np.where(sick, 1 - healthy, healthy) + 1e-12).sum() + 0.5 * (free[0] ** 2 + ((free[2:] / 3) ** 2).sum())
+    best = minimize(cost, np.zeros(2 + scores.shape[2]), method='L-BFGS-B', bounds=[(-2, 2)] + [(-50, 50)] * (1 + scores.shape[2])).x
+    return np.full(scores.shape[2], np.exp(best[0])), best[1] + best[2:]
 
 
 def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -145,13 +146,18 @@ def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarr
 
 # %% ../nbs/07_training.ipynb #59b64288
 def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cache=None) -> keras.Model:
-    "Return the model with slopes, offsets and thresholds fitted on labelled studies; they are set in place."
+    "Return the model with slopes, offsets and thresholds fitted on labelled studies, each read twice as in prediction; they are set in place."
     if not any(layer.name == 'calibration' for layer in model.layers): return model                  # the report's network as written has none
-    batches = study_batches(studies, preprocessing_of(model), batch_size, cache=cache)
-    scorer = keras.Model(model.input, model.get_layer('scores').output)
-    scores, labels = (np.concatenate(part) for part in zip(*((np.asarray(scorer.predict_on_batch(frames)), targets['labels'].numpy()) for frames, targets in batches)))
-    layer, (slope, offset) = model.get_layer('calibration'), fit_calibration(scores.astype(float), labels)
-    thresholds = choose_thresholds(1 / (1 + np.exp(-(slope * scores + offset))), labels[:, 1:] == 1)
+    scorer, settings = keras.Model(model.input, model.get_layer('scores').output), preprocessing_of(model)
+
+    def read(settings):
+        parts = ((np.asarray(scorer.predict_on_batch(frames)), targets['labels'].numpy()) for frames, targets in study_batches(studies, settings, batch_size, cache=cache))
+        return [np.concatenate(part) for part in zip(*parts)]
+
+    (first, labels), (second, _) = read(settings), read(settings.closer())
+    scores = np.stack([first, second]).astype(float)
+    layer, (slope, offset) = model.get_layer('calibration'), fit_calibration(scores, labels)
+    thresholds = choose_thresholds(expit(slope * scores + offset).mean(axis=0), labels[:, 1:] == 1)
     for weight, value in ((layer.slope, slope), (layer.offset, offset), (layer.threshold, thresholds)): weight.assign(value)
     return model
 

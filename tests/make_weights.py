@@ -3,8 +3,9 @@
     python tests/make_weights.py RUN [--share 1.0] [--precision mixed_bfloat16]
 
 RUN gets the simulated cohorts and a run folder for each stage of the training; what is there already is kept, so an
-interrupted call goes on. On two cores with AVX-512 and its bfloat16: about an hour for the cohorts, two for the
-training. `--precision float32` suits other processors; `--share 0.01` is a trial with a hundredth of the patients.
+interrupted call goes on. On two cores with AVX-512 and its bfloat16: about an hour and a half for the cohorts, three
+hours for the training. `--precision float32` suits other processors; `--share 0.01` is a trial with a hundredth of
+the patients.
 """
 
 import argparse
@@ -27,10 +28,20 @@ COHORTS = (  # name, preset, patients, seed
     ("train", "training", 8000, 101),
     ("fresh", "training", 4000, 301),
     ("small", "training-small", 8000, 401),
+    ("more", "training-small", 4000, 501),
+    ("last", "training-small", 6000, 601),
+    ("late", "training-small", 8000, 701),
     ("select", "training", 150, 151),  # chooses the epoch
-    ("valid", "kium", 1500, 201),  # natural frequencies: calibrates
+    ("valid", "kium", 4000, 201),  # natural frequencies: calibrates
 )
-STAGES = (("train", 4, 1.5e-3), ("fresh", 1, 3e-4), ("small", 1, 7.5e-4))  # cohort, passes, learning rate
+STAGES = (  # cohort, passes, learning rate, contrast of the frames
+    ("train", 4, 1.5e-3, 1.25),
+    ("fresh", 1, 3e-4, 1.25),
+    ("small", 1, 7.5e-4, 1.25),
+    ("more", 3, 1e-3, 0.8),
+    ("last", 2, 1.2e-3, 0.8),
+    ("late", 3, 1.2e-3, 0.8),
+)
 
 
 def save_small(model, path):
@@ -41,6 +52,19 @@ def save_small(model, path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as parts:
         for info, content in contents:
             parts.writestr(info.filename, content)
+
+
+def start_with(path, frames, run):
+    """Return a model file with these weights for frames of that preprocessing."""
+    from coding_vessels.model import load_model, preprocessing_of, vessel_model
+
+    model = load_model(path)
+    if preprocessing_of(model) == frames:
+        return path
+    other = vessel_model(frames)
+    other.set_weights(model.get_weights())
+    other.save(run / "start.keras")
+    return str(run / "start.keras")
 
 
 if __name__ == "__main__":
@@ -63,8 +87,10 @@ if __name__ == "__main__":
     from coding_vessels.training import PRESETS, calibrate, train
 
     history, last = [], None
-    for cohort, passes, rate in STAGES:  # each goes on where the one before ended, with patients that it has never met
-        settings = replace(PRESETS["vessel"], epochs=passes, learning_rate=rate, start=last, seed=101, precision=args.precision)
+    for cohort, passes, rate, contrast in STAGES:  # each goes on where the one before ended, with patients that it has never met
+        frames = replace(PRESETS["vessel"].preprocessing, contrast=contrast)
+        start = last and start_with(last, frames, args.run)
+        settings = replace(PRESETS["vessel"], preprocessing=frames, epochs=passes, learning_rate=rate, start=start, seed=101, precision=args.precision)
         run = args.run / f"run-{cohort}"
         part = train(studies[cohort], run, settings, studies["select"], args.run / "cache", resume=True)
         history.append(part.assign(stage=cohort))
@@ -75,10 +101,10 @@ if __name__ == "__main__":
     calibrate(model, studies["valid"], cache=args.run / "cache")
     save_small(model, SHIPPED)
     export_model(SHIPPED)
-    record = json.loads((args.run / "run-train/settings.json").read_text(encoding="utf-8"))
+    record = json.loads(Path(last).with_name("settings.json").read_text(encoding="utf-8"))
     record = {
-        "settings": record["settings"],
-        "stages": [dict(zip(("cohort", "passes", "learning rate"), stage)) for stage in STAGES],
+        "settings": record["settings"] | {"start": None},
+        "stages": [dict(zip(("cohort", "passes", "learning rate", "contrast"), stage)) for stage in STAGES],
         "versions": record["versions"],
         "cohorts": {name: dict(zip(("preset", "patients", "seed", "pixels"), values)) for name, values in cohorts.items()},
         "history": pd.concat(history, ignore_index=True).to_dict("list"),
