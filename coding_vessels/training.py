@@ -132,7 +132,7 @@ def fit_calibration(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
     def cost(free):
         z = np.exp(free[0]) * scores + free[1] + free[2:]
         healthy = np.concatenate([expit(-z).prod(axis=2, keepdims=True), expit(-z)], axis=2).mean(axis=0)       # chance of no aneurysm: none at all, none there
-        return -np.log(np.where(sick, 1 - healthy, healthy) + 1e-12).sum() + 0.5 * (free[0] ** 2 + ((free[2:] / 3) ** 2).sum())
+        return -np.log(np.where(sick, 1 - healthy, healthy) + 1e-12).sum() + 0.5 * (free[0] ** 2 + (free[1] / 10) ** 2 + ((free[2:] / 3) ** 2).sum())
     best = minimize(cost, np.zeros(2 + scores.shape[2]), method='L-BFGS-B', bounds=[(-2, 2)] + [(-50, 50)] * (1 + scores.shape[2])).x
     return np.full(scores.shape[2], np.exp(best[0])), best[1] + best[2:]
 
