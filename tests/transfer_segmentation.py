@@ -20,7 +20,9 @@ import joblib
 import numpy as np
 
 from coding_vessels.anatomy import VIEWS
-from coding_vessels.phantom import INTENSIFIER, Population, Scanner, aim, draw_vessels, expose, finish, path_lengths, segments_of
+from coding_vessels.arteries import Population, draw_vessels
+from coding_vessels.films import Scanner, aim, expose, finish, path_lengths, segments_of
+from coding_vessels.phantom import INTENSIFIER
 
 CROP = 256
 
