@@ -13,10 +13,10 @@ from scipy.interpolate import CubicSpline
 
 
 # %% auto #0
-__all__ = ['STEP', 'DIAMETERS', 'LENGTHS', 'COHORT_POSITIVES', 'COHORT_FLAGS', 'SIPHON', 'NECK', 'EXTERNAL', 'SURFACES',
+__all__ = ['STEP', 'DIAMETERS', 'LENGTHS', 'COHORT_POSITIVES', 'COHORT_FLAGS', 'COURSE', 'STRAY', 'NECK', 'EXTERNAL', 'SURFACES',
            'TERRITORIES', 'arc_length', 'resample', 'smooth', 'bowed', 'wiggle', 'Vessel', 'draw_size', 'Population',
-           'beside', 'branch', 'shoot', 'draw_carotid', 'draw_front', 'draw_middle_cerebral', 'draw_back',
-           'draw_vertebral', 'draw_external', 'grow', 'draw_cortex', 'draw_vessels']
+           'beside', 'branch', 'shoot', 'touches', 'draw_siphon', 'draw_carotid', 'draw_front', 'draw_middle_cerebral',
+           'draw_back', 'draw_vertebral', 'draw_external', 'grow', 'draw_cortex', 'roughen', 'draw_vessels']
 
 # %% ../nbs/01_arteries.ipynb #26ab592d
 STEP = 0.5  # millimetres between two points of a vessel's centreline
@@ -127,13 +127,20 @@ class Population:
     reflux: float = 0.25                           # the other vertebral artery fills backwards
     trifurcation: float = 0.20                     # M1 splits into three
     tortuous: float = 0.20                         # the carotid winds through the neck
+    winding: tuple[float, float] = (1.0, 1.6)      # how far arteries stray from their mean course; per patient, drawn evenly
+    calibre: tuple[float, float] = (0.8, 1.02)     # diameters, as a share of the published ones; per patient, drawn evenly
+    uneven: tuple[float, float] = (0.02, 0.08)     # how much a vessel's calibre varies along its way; per patient, drawn evenly
+    plaques: float = 0.15                          # per patient: narrowed and widened stretches
     external: float = 0.15                         # branches of the external carotid fill as well
     clipped: float = 0.04                          # per patient: a metal clip from an earlier operation
 
     def __post_init__(self):
-        if abs(sum(self.flags) - 1) > 1e-6 or abs(sum(self.locations) - 1) > 1e-6: raise ValueError('flags and locations are shares; each must add up to 1.')
+        if abs(sum(self.flags) - 1) > 1e-6 or abs(sum(self.locations) - 1) > 1e-6:
+            raise ValueError('flags and locations are shares; each must add up to 1.')
         most = max(count for count, share in enumerate(self.flags) if share)
-        if most * max(self.locations) > 1: raise ValueError(f'a location with a share of {max(self.locations):.2f} cannot be one of {most} different ones; lower it.')
+        if most * max(self.locations) > 1:
+            raise ValueError(f'a location with a share of {max(self.locations):.2f} cannot be one of {most} '
+                             'different ones; lower it.')
 
 # %% ../nbs/01_arteries.ipynb #0f6a425e
 def beside(points, side: int) -> np.ndarray:
@@ -155,38 +162,72 @@ def shoot(name: str, parent: Vessel, origin, offsets, side: int, diameters: tupl
     return branch(name, wiggle(course, min(1.1, arc_length(course)[-1] / 30), 13, rng), diameters, parent.filling, parent)
 
 # %% ../nbs/01_arteries.ipynb #12585bd0
-SIPHON = [  # knots of the left internal carotid in mm, upstream from its terminus: x to the side, y to the back, z up
-    (13, 0, 0), (13.5, -2, -4), (12.5, -6, -7.5), (11.5, -10.5, -10.5), (11.5, -11.5, -15.5), (12, -6, -19.5), (12.5, 2, -20.5)]
-NECK = [(13.5, 7, -24), (15, 7.5, -30), (20, 9, -33), (25, 11.5, -36), (26, 12, -44), (26, 8, -60), (25, 6, -80), (24, 9, -105), (24, 14, -140)]
+COURSE = np.array([  # mean direction of the left carotid every 2.5 mm upstream from its terminus: x aside, y back, z up
+    (-0.40, 0.09, -0.66), (-0.56, 0.25, -0.71), (-0.65, 0.16, -0.65), (-0.55, -0.37, -0.63), (-0.17, -0.72, -0.60),
+    (0.17, -0.71, -0.61), (0.42, -0.63, -0.59), (0.54, -0.50, -0.61), (0.43, 0.14, -0.73), (-0.15, 0.86, -0.16),
+    (-0.31, 0.83, 0.19), (-0.21, 0.81, 0.29), (0.03, 0.91, 0.01), (0.14, 0.72, -0.57), (0.14, 0.41, -0.83),
+    (0.08, 0.16, -0.89), (0.10, 0.18, -0.91), (0.24, 0.31, -0.87), (0.46, 0.41, -0.74), (0.68, 0.46, -0.51),
+    (0.82, 0.47, -0.22)])
+STRAY = np.array([0.37, 0.20, 0.20, 0.21, 0.16, 0.17, 0.16, 0.15, 0.25, 0.24, 0.24,
+                  0.26, 0.23, 0.20, 0.20, 0.24, 0.20, 0.17, 0.15, 0.13, 0.13])     # standard deviation of each direction
+_KNOTS = np.linspace(0, 50, len(COURSE))                                         # mm along the mean course
+_APART = np.abs(np.subtract.outer(_KNOTS, _KNOTS)) * math.sqrt(3) / 3.0              # directions 3 mm apart stray together
+_TOGETHER = np.linalg.cholesky((1 + _APART) * np.exp(-_APART) + 1e-9 * np.eye(len(_KNOTS)))
 
 
-def draw_carotid(side: int, population: Population, rng: np.random.Generator) -> list[Vessel]:
+def touches(course: np.ndarray, gap: float, along: int) -> bool:
+    "Return whether a course, (n, 3), comes closer than `gap` mm to itself; points less than `along` apart don't count."
+    distance = np.linalg.norm(course[:, None] - course, axis=2)
+    number = np.arange(len(course))
+    return bool((distance[np.abs(np.subtract.outer(number, number)) >= along] < gap).any())
+
+
+def draw_siphon(winding: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    "Return a left carotid's course upstream from its terminus, (n, 3) in steps of 1 mm, and the number of its point at the cavernous sinus."
+    for _ in range(30):
+        directions = COURSE + winding * STRAY[:, None] * (_TOGETHER @ rng.normal(size=COURSE.shape))
+        stretch = np.exp(winding * (rng.normal(0, 0.12) + rng.normal(0, 0.16, 5)))
+        reached = np.interp(_KNOTS, np.arange(0, 51, 10), np.concatenate([[0], np.cumsum(9.7 * stretch)]))
+        steps = np.arange(reached[-1])
+        tangents = CubicSpline(reached, directions)(steps)
+        tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
+        course = np.concatenate([np.zeros((1, 3)), np.cumsum((tangents[1:] + tangents[:-1]) / 2, axis=0)])
+        if not touches(course, 3.4, 9): break
+        winding *= 0.95
+    return course, int(np.interp(35, _KNOTS, reached))
+
+# %% ../nbs/01_arteries.ipynb #8fea46d1
+NECK = np.array([  # knots of the left carotid's neck in mm, upstream from the end of the siphon's course
+    (5, 2.5, -3), (6, 3, -11), (6, -1, -27), (5, -3, -47), (4, 0, -72), (4, 5, -107)])
+
+
+def draw_carotid(side: int, population: Population, winding: float, rng: np.random.Generator) -> list[Vessel]:
     "Return the internal carotid in two parts: the neck, and the siphon from the cavernous sinus to the terminus."
     letter, filling = ('L' if side > 0 else 'R'), {'LI' if side > 0 else 'RI': 1.0}
-    siphon = np.array(SIPHON) + rng.normal(0, 0.8, (len(SIPHON), 3))
-    siphon = siphon[0] + (siphon - siphon[0]) * draw_size(LENGTHS, 'ICA', rng) / arc_length(smooth(siphon))[-1]
-    neck = np.array(NECK) + siphon[-1] - SIPHON[-1]
-    winding = 5.0 if rng.random() < population.tortuous else 1.6
-    neck[4:] += np.cumsum(rng.normal(0, winding, (len(neck) - 4, 3)) * (1, 1, 0.2), axis=0)
-    course = smooth(beside(np.concatenate([siphon, neck]), side))[::-1]
-    cut = np.linalg.norm(course - beside(siphon[-1], side), axis=1).argmin()
+    siphon, inlet = draw_siphon(winding, rng)
+    siphon += (13.5, 0, 0) + rng.normal(0, (1.3, 1.2, 1.1))
+    stray = 5.0 if rng.random() < population.tortuous else 1.6
+    neck = siphon[-1] + NECK + np.cumsum(rng.normal(0, stray, NECK.shape) * (1, 1, 0.2), axis=0)
+    course = smooth(beside(np.concatenate([siphon[::2], neck]), side))[::-1]
+    cut = np.linalg.norm(course - beside(siphon[inlet], side), axis=1).argmin()
     wide, narrow = draw_size(DIAMETERS, 'ICA cavernous', rng), draw_size(DIAMETERS, 'ICA terminus', rng)
     return [branch(f'{letter}_neck', course[:cut + 1], (wide * 1.05, wide), filling),
             branch(f'{letter}_ICA', course[cut:], (wide, narrow), filling)]
 
 # %% ../nbs/01_arteries.ipynb #15f0fdc1
-def draw_front(side: int, carotid: Vessel, a1_length: float, junction: np.ndarray, thin_a1: bool, rng: np.random.Generator) -> list[Vessel]:
+def draw_front(side: int, carotid: Vessel, a1_length: float, junction: np.ndarray, thin_a1: bool, winding: float,
+               rng: np.random.Generator) -> list[Vessel]:
     "Return A1, A2, M1, anterior choroidal and ophthalmic artery of one side; A1 ends at the `junction`."
     letter, filling, top = carotid.name[0], carotid.filling, carotid.points[-1]
-    a1 = branch(f'{letter}_A1', bowed(top, junction, a1_length, (0, -0.4, rng.normal(0.4, 0.5))),
-                (draw_size(DIAMETERS, 'A1', rng) * (0.35 if thin_a1 else 1),) * 2, filling, carotid)
+    course = wiggle(bowed(top, junction, a1_length, (0, -0.4, rng.normal(0.4, 0.5))), 0.5 * winding, 9, rng)
+    a1 = branch(f'{letter}_A1', course, (draw_size(DIAMETERS, 'A1', rng) * (0.35 if thin_a1 else 1),) * 2, filling, carotid)
     wide = draw_size(DIAMETERS, 'A2', rng)
     arch = np.array([(0, 0, 0), (0.3, -11, 1), (0.6, -21, 8), (0.6, -26, 21), (0.6, -20, 35), (0.6, -4, 44), (0.6, 18, 47), (0.6, 38, 43)])
     a2 = shoot(f'{letter}_A2', a1, a1.points[-1], arch * rng.normal(0.88, 0.05), side, (wide, 0.4 * wide), rng, 0.04)
     length = draw_size(LENGTHS, 'M1', rng)
-    tip = top + beside((0.95, rng.normal(-0.05, 0.12), rng.normal(0.12, 0.12)), side) * length * 0.96
-    m1 = branch(f'{letter}_M1', bowed(top, tip, length, (0, rng.normal(-0.6, 0.4), rng.normal(0.3, 0.6))),
-                (draw_size(DIAMETERS, 'M1', rng),) * 2, filling, carotid)
+    tip = top + beside((0.9, rng.normal(-0.25, 0.16), rng.normal(0.02, 0.19)), side) * length * 0.93
+    course = wiggle(bowed(top, tip, 0.97 * length, (0, rng.normal(-0.6, 0.4), rng.normal(0.3, 0.6))), 0.55 * winding, 11, rng)
+    m1 = branch(f'{letter}_M1', course, (draw_size(DIAMETERS, 'M1', rng),) * 2, filling, carotid)
     choroidal = shoot(f'{letter}_AntChor', carotid, carotid.before(6.5 - draw_size(LENGTHS, 'AntChor offset', rng)),
                       [(0, 0, 0), (2, 6, 0), (7, 15, 2), (10, 24, 6), (11, 31, 9)], side, (draw_size(DIAMETERS, 'AntChor', rng), 0.4), rng)
     eye = shoot(f'{letter}_ophthalmic', carotid, carotid.at(0.58)[0], [(0, 0, 0), (1, -6, 1), (3, -15, 0), (0, -24, 3), (-2, -34, 2)],
@@ -216,7 +257,7 @@ def draw_middle_cerebral(side: int, m1: Vessel, population: Population, rng: np.
     return vessels
 
 # %% ../nbs/01_arteries.ipynb #ec5eb130
-def draw_back(front: dict[str, Vessel], population: Population, spared: set[str], rng: np.random.Generator) -> list[Vessel]:
+def draw_back(front: dict[str, Vessel], population: Population, spared: set[str], winding: float, rng: np.random.Generator) -> list[Vessel]:
     "Return PCOM, P1 and P2 of both sides, and the basilar artery with its cerebellar branches."
     vessels, ends = [], {}
     both, length = {'LV': 1.0, 'RV': 1.0}, draw_size(LENGTHS, 'P1', rng)
@@ -226,7 +267,8 @@ def draw_back(front: dict[str, Vessel], population: Population, spared: set[str]
         across = abs(origin[0]) - rng.normal(5.6, 0.3)
         ends[letter] = origin + beside((-across, math.sqrt(max((0.96 * pcom_length) ** 2 - across ** 2 - 1, 9.0)), 1), side)
         wide = draw_size(DIAMETERS, 'PCOM', rng) * (1.5 if fetal[letter] else 1)
-        pcom = branch(f'{letter}_PCOM', bowed(origin, ends[letter], pcom_length, (0, 0, rng.choice([-1, 1]))), (wide, wide),
+        course = wiggle(bowed(origin, ends[letter], pcom_length, (0, 0, rng.choice([-1, 1]))), 0.3 * winding, 9, rng)
+        pcom = branch(f'{letter}_PCOM', course, (wide, wide),
                       {f'{letter}I': 1.0 if fetal[letter] else rng.uniform(0.5, 0.9)}, front[f'{letter}_ICA'])
         free, chance = f'{letter}_PCOM' not in spared, rng.random(2)
         if free and chance[0] < population.infundibulum: pcom.radii += rng.uniform(0.5, 0.9) * np.clip(1.6 - arc_length(pcom.points) / 3, 0, 1)
@@ -234,12 +276,13 @@ def draw_back(front: dict[str, Vessel], population: Population, spared: set[str]
         vessels.append(pcom)
     tip = (ends['L'] + ends['R']) / 2 * (0, 1, 1) + (rng.normal(0, 0.6), 0.8, -0.8)
     bottom = tip + draw_size(LENGTHS, 'BA', rng) * np.array([rng.normal(0, 0.1), 0.33, -0.92])
-    basilar = branch('BA', wiggle(resample(np.stack([bottom, (bottom + tip) / 2, tip])), 1.1, 25, rng),
+    basilar = branch('BA', wiggle(wiggle(resample(np.stack([bottom, (bottom + tip) / 2, tip])), 1.1 * winding, 25, rng), 0.4 * winding, 11, rng),
                      (draw_size(DIAMETERS, 'BA proximal', rng), draw_size(DIAMETERS, 'BA distal', rng)), both)
     vessels.append(basilar)
     for side, letter in ((1, 'L'), (-1, 'R')):
         wide = draw_size(DIAMETERS, 'P1', rng) * (0.6 if fetal[letter] else 1)
-        p1 = branch(f'{letter}_P1', bowed(tip, ends[letter], draw_size(LENGTHS, 'P1', rng), (0, 0.3, 1)), (wide, wide), both, basilar)
+        course = wiggle(bowed(tip, ends[letter], draw_size(LENGTHS, 'P1', rng), (0, 0.3, 1)), 0.3 * winding, 9, rng)
+        p1 = branch(f'{letter}_P1', course, (wide, wide), both, basilar)
         wide = draw_size(DIAMETERS, 'P2', rng)
         p2 = shoot(f'{letter}_P2', p1, ends[letter], [(0, 0, 0), (6, 2, 1), (12, 9, 2), (15, 19, 3), (14, 31, 5), (9, 43, 7)], side, (wide, 0.6 * wide), rng)
         if fetal[letter]: p2.filling = {f'{letter}I': 0.9, 'LV': 0.5, 'RV': 0.5}
@@ -251,13 +294,13 @@ def draw_back(front: dict[str, Vessel], population: Population, spared: set[str]
     return vessels
 
 # %% ../nbs/01_arteries.ipynb #3daa9928
-def draw_vertebral(side: int, basilar: Vessel, population: Population, rng: np.random.Generator) -> list[Vessel]:
+def draw_vertebral(side: int, basilar: Vessel, population: Population, winding: float, rng: np.random.Generator) -> list[Vessel]:
     "Return one vertebral artery, in the neck and inside the skull, and its posterior inferior cerebellar artery."
     letter, other = ('L', 'R') if side > 0 else ('R', 'L')
     filling = {f'{letter}V': 1.0}
     union, length = basilar.points[0], draw_size(LENGTHS, 'VA', rng)
     dura = union + beside((10, 11, -22), side) * min(1.0, 0.93 * length / 26.5) + rng.normal(0, 0.8, 3)
-    inside = bowed(dura, union, length, beside((0.6, 0.3, -0.3), side))
+    inside = wiggle(bowed(dura, union, length, beside((0.6, 0.3, -0.3), side)), 0.9 * winding, 16, rng)
     neck = dura + beside(np.array([(16, -14, -75), (15, -15, -50), (14, -14, -22), (18, -10, -10), (14, 2, -5), (6, 5, -4)])
                          + rng.normal(0, 1.5, (6, 3)), side)
     upward = basilar.at(0.05)[1]
@@ -312,6 +355,8 @@ def grow(sprouts: list[tuple], rng: np.random.Generator) -> list[np.ndarray]:
     heading, lengths = np.array([sprout[3] for sprout in sprouts], float), np.array([sprout[4] for sprout in sprouts])
     heading /= np.linalg.norm(heading, axis=1, keepdims=True)
     centres, axes = (np.array([SURFACES[surface][i] for _, _, surface, *_ in sprouts], float) for i in (0, 1))
+    axes += axes.clip(3, 40) * rng.uniform(-0.2, 0.04, (len(axes), 1))                # arteries dip into the furrows
+    centres += rng.normal(0, (2.5, 3, 3), centres.shape)
     centres[:, 0] *= [side for *_, side in sprouts]
     course, slow, fast = [point], np.zeros(len(point)), np.zeros(len(point))
     for _ in range(int(lengths.max())):
@@ -361,6 +406,21 @@ def draw_cortex(vessels: dict[str, Vessel], rng: np.random.Generator, generation
         sprouts = following
     return drawn
 
+# %% ../nbs/01_arteries.ipynb #f811eb5c
+def roughen(vessels, population: Population, rng: np.random.Generator) -> None:
+    "Change the vessels' radii in place: one factor for the patient, gentle swellings, and plaques in some patients."
+    calibre, uneven = rng.uniform(*population.calibre), rng.uniform(*population.uneven)
+    plaques = rng.random() < population.plaques
+    for vessel in vessels:
+        where = arc_length(vessel.points)
+        knots = np.arange(0, where[-1] + 8, 4)
+        change = np.interp(where, knots, rng.normal(0, uneven, len(knots)))
+        spots = rng.integers(1, 4) if plaques and vessel.radii.max() > 0.9 else 0
+        for middle, depth, reach in zip(rng.uniform(0, where[-1], spots), rng.uniform(-0.45, 0.3, spots), rng.uniform(1, 5, spots)):
+            change += depth * np.exp(-((where - middle) / reach) ** 2)
+        vessel.radii = vessel.radii * calibre * np.exp(np.clip(change, -0.7, 0.35))
+        vessel.hidden *= calibre
+
 # %% ../nbs/01_arteries.ipynb #41859fd5
 def draw_vessels(rng: np.random.Generator, population: Population = Population(), locations=(), generations: int = 3) -> dict[str, Vessel]:
     """Return all arteries of one simulated head by name.
@@ -372,14 +432,15 @@ def draw_vessels(rng: np.random.Generator, population: Population = Population()
     acom_length = draw_size(LENGTHS, 'ACOM', rng)
     thin = {letter: rng.random() < population.hypoplastic_a1 and not spared & {f'{letter}_ACA', f'{letter}_ACOM'} for letter in 'LR'}
     if thin['L']: thin['R'] = False
-    carotids = {side: draw_carotid(side, population, rng) for side in (1, -1)}
+    winding = rng.uniform(*population.winding)
+    carotids = {side: draw_carotid(side, population, winding, rng) for side in (1, -1)}
     a1_lengths = {side: draw_size(LENGTHS, 'A1', rng) for side in (1, -1)}
     tops = {side: carotids[side][1].points[-1] for side in (1, -1)}
     up = (tops[1][2] + tops[-1][2]) / 2 + 2.5                     # both A1 end at one height, as far forward as the shorter one reaches
     forward = max(top[1] - math.sqrt(max((0.97 * a1_lengths[side]) ** 2 - (abs(top[0]) - acom_length / 2) ** 2 - (up - top[2]) ** 2, 4.0)) for side, top in tops.items())
     for side, letter in ((1, 'L'), (-1, 'R')):
         carotid, junction = carotids[side], np.array([side * acom_length / 2, forward, up])
-        front = draw_front(side, carotid[1], a1_lengths[side], junction, thin[letter], rng)
+        front = draw_front(side, carotid[1], a1_lengths[side], junction, thin[letter], winding, rng)
         outside = draw_external(side, carotid[0], rng) if rng.random() < population.external else []
         named |= {vessel.name: vessel for vessel in [*carotid, *front, *draw_middle_cerebral(side, front[2], population, rng), *outside]}
     left, right = named['L_A1'].points[-1], named['R_A1'].points[-1]
@@ -388,7 +449,8 @@ def draw_vessels(rng: np.random.Generator, population: Population = Population()
     for letter, other in ('LR', 'RL'):
         if thin[letter] or rng.random() < population.cross_filling:
             named[f'{letter}_A2'].filling = {f'{letter}I': 0.4 if thin[letter] else 1.0, f'{other}I': 0.95 if thin[letter] else rng.uniform(0.4, 0.8)}
-    named |= {vessel.name: vessel for vessel in draw_back(named, population, spared, rng)}
+    named |= {vessel.name: vessel for vessel in draw_back(named, population, spared, winding, rng)}
     for side in (1, -1):
-        named |= {vessel.name: vessel for vessel in draw_vertebral(side, named['BA'], population, rng)}
+        named |= {vessel.name: vessel for vessel in draw_vertebral(side, named['BA'], population, winding, rng)}
+    roughen(named.values(), population, rng)
     return named | {vessel.name: vessel for vessel in (draw_cortex(named, rng, generations) if generations else [])}

@@ -31,16 +31,21 @@ class Scanner:
     field_of_view: tuple[float, float] = (160, 215)        # mm in the patient that the frame's height covers
     source_distance: tuple[float, float] = (720, 800)      # mm from the X-ray source to the patient's centre
     tilt: float = 4.0                                      # degrees, deviation of the operator's angles
+    roll: float = 0.0                                      # degrees, deviation of the head's turn within the frame
+    centring: float = 4.0                                  # mm, deviation of what lies in the frame's middle
     towne: tuple[float, float] = (22, 34)                  # degrees, head-ward tilt of frontal vertebral frames
     attenuation: tuple[float, float] = (0.17, 0.30)        # per mm of fully filled vessel
     thinning: tuple[float, float] = (0.72, 0.98)           # contrast that is left from one generation of branches to the next
     mixing: tuple[float, float] = (0.0, 0.25)              # how patchy the contrast is in wide vessels
     unfilled: tuple[float, float] = (0.0, 0.15)            # share of distal branches that stay empty
+    finest: tuple[float, float] = (0.0, 0.0)               # mm, radius of the finest vessels that are seen
     blush: tuple[float, float] = (0.0, 0.08)               # capillaries: a veil around the vessels
     background: tuple[float, float] = (188, 212)           # grey level without vessels, 0 to 255
     shading: tuple[float, float] = (4, 18)                 # grey levels by which the background rises and falls
     blur: tuple[float, float] = (0.10, 0.22)               # mm, deviation of the detector's blur
     noise: tuple[float, float] = (1.0, 3.6)                # grey levels
+    grain: tuple[float, float] = (0.6, 0.6)                # pixels, deviation of the noise's blur
+    gamma: tuple[float, float] = (1.0, 1.0)                # of the window: grey levels to that power
     motion: tuple[float, float] = (0.05, 0.8)              # mm the head moved since the mask image
     collimated: float = 0.3                                # share of frames with a black border
     rounded: float = 0.0                                   # share of patients with a round field, black around it
@@ -72,7 +77,9 @@ def aim(view: str, size: tuple[int, int], rng: np.random.Generator, scanner: Sca
     if plane == 'lateral': turn += math.pi / 2
     ahead = np.array([math.sin(turn) * math.cos(up), -math.cos(turn) * math.cos(up), math.sin(up)])
     right = np.array([math.cos(turn), math.sin(turn), 0])
-    centre = np.array([0, 12, 14 if artery == 'internal carotid' else 2]) + rng.normal(0, 4, 3)
+    roll = math.radians(rng.normal(0, scanner.roll))
+    right = math.cos(roll) * right + math.sin(roll) * np.cross(right, ahead)
+    centre = np.array([0, 12, 14 if artery == 'internal carotid' else 2]) + rng.normal(0, scanner.centring, 3)
     if plane == 'lateral' and artery == 'vertebral': centre[1] += 12
     distance = rng.uniform(*scanner.source_distance)
     return Camera(centre - distance * ahead, np.stack([right, np.cross(right, ahead), ahead]),
@@ -126,7 +133,8 @@ def _add_ellipsoid(image, source, axes, focal, centre, shape, x, y, radius, cont
 # %% ../nbs/01b_films.ipynb #297415ea
 def segments_of(vessels: list[Vessel], injection: str, rng: np.random.Generator, scanner: Scanner = Scanner()) -> np.ndarray:
     "Return the pieces that an injection fills, shape (n, 9): both ends in mm, both radii in mm, contrast times length in mm."
-    thinning, mixing, unfilled = (rng.uniform(*span) for span in (scanner.thinning, scanner.mixing, scanner.unfilled))
+    spans = scanner.thinning, scanner.mixing, scanner.unfilled, scanner.finest
+    thinning, mixing, unfilled, finest = (rng.uniform(*span) for span in spans)
     empty = rng.random(len(vessels)) < unfilled
     pieces = []
     for vessel, dropped in zip(vessels, empty):
@@ -136,7 +144,8 @@ def segments_of(vessels: list[Vessel], injection: str, rng: np.random.Generator,
             points, radii = vessel.points[first:], vessel.radii[first:]
             amount = np.full(len(radii) - 1, contrast * thinning ** generation * vessel.spacing)
             if radii[0] > 1.2: amount *= 1 - mixing * (0.5 + 0.5 * np.sin(np.arange(len(amount)) * vessel.spacing / rng.uniform(3, 6) + rng.uniform(0, 6)))
-            pieces.append((points[:-1], points[1:], radii[:-1], radii[1:], amount))
+            seen = radii[1:] >= finest
+            pieces.append([part[seen] for part in (points[:-1], points[1:], radii[:-1], radii[1:], amount)])
     start, end, before, after, amount = (np.concatenate(part) for part in zip(*pieces))
     return np.column_stack([start, end, before, after, amount])
 
@@ -213,11 +222,12 @@ def expose(path: np.ndarray, camera: Camera, rng: np.random.Generator, scanner: 
     shade = cv2.GaussianBlur(rng.normal(0, rng.uniform(*scanner.shading), (9, 9)).astype(np.float32), (0, 0), 1.2)
     ground = np.clip(ghost, -35, 35) + cv2.resize(shade, bones.shape[::-1], interpolation=cv2.INTER_CUBIC) + rng.uniform(*scanner.background)
     grains = rng.integers(0, 256, (2, height, width), np.uint8)                        # two dice, blurred: as good as normal
-    grain = cv2.GaussianBlur(cv2.add(grains[0], grains[1], dtype=cv2.CV_32F), (0, 0), 0.6)
+    grain = cv2.GaussianBlur(cv2.add(grains[0], grains[1], dtype=cv2.CV_32F), (0, 0), rng.uniform(*scanner.grain))
     deviation, mean = grain[:64, :64].std(), 255.0
     rows = rng.normal(-mean, 0.15 * deviation, (height, 1)).astype(np.float32)         # the detector's rows differ a little
     frame = cv2.multiply(cv2.resize(ground.astype(np.float32), (width, height)), light)
-    return cv2.scaleAdd(grain + rows, float(rng.uniform(*scanner.noise) / deviation), frame)
+    frame = cv2.scaleAdd(grain + rows, float(rng.uniform(*scanner.noise) / deviation), frame)
+    return 255 * (np.clip(frame, 0, 255) / 255) ** rng.uniform(*scanner.gamma)
 
 # %% ../nbs/01b_films.ipynb #182c8e52
 def finish(frame: np.ndarray, view: str, rounded: bool, rng: np.random.Generator, scanner: Scanner = Scanner()) -> tuple[np.ndarray, np.ndarray]:

@@ -23,20 +23,26 @@ from .arteries import COHORT_POSITIVES, Population, draw_vessels
 from .films import SIZES, Camera, Scanner, aim, expose, finish, path_lengths, segments_of
 
 # %% auto #0
-__all__ = ['ELDERLY', 'INTENSIFIER', 'CROWDED', 'SMALL', 'VARIED', 'PRESETS', 'Phantom', 'draw_phantom', 'write_cohort']
+__all__ = ['ELDERLY', 'INTENSIFIER', 'CROWDED', 'VARIED', 'PRESETS', 'Phantom', 'draw_twins', 'draw_phantom', 'write_cohort']
 
 # %% ../nbs/01c_phantom.ipynb #c832c5a1
-ELDERLY = Population(flags=(0.62, 0.29, 0.07, 0.02), diameter=(5.6, 0.55), fetal_pca=0.22, tortuous=0.6, hypoplastic_va=0.2, fusiform=0.08, external=0.3)
-INTENSIFIER = Scanner(sizes=((720, 720), (1024, 1024)), field_of_view=(150, 190), background=(98, 118), shading=(6, 18), blur=(0.26, 0.40), noise=(1.5, 4.0),
-                      attenuation=(0.12, 0.22), motion=(0.2, 1.0), rounded=1.0, collimated=0.0, letters=0.6, jpeg_quality=(70, 85))
-CROWDED = Population(flags=(0.1, 0, 0.1, 0, 0.2, 0, 0.2, 0, 0.2, 0, 0.2), locations=tuple(COHORT_POSITIVES ** 0.5 / (COHORT_POSITIVES ** 0.5).sum()), infundibulum=0.15)
-SMALL = replace(CROWDED, diameter=(3.8, 0.65))
-VARIED = Scanner(field_of_view=(145, 235), background=(98, 215), blur=(0.10, 0.40), noise=(0.6, 4.0), attenuation=(0.12, 0.30), motion=(0.0, 1.0),
-                 letters=0.4, jpeg_quality=(70, 96))
+ELDERLY = Population(flags=(0.62, 0.29, 0.07, 0.02), diameter=(5.6, 0.55), fetal_pca=0.22, tortuous=0.6, hypoplastic_va=0.2,
+                     fusiform=0.08, external=0.3, winding=(1.2, 1.8), plaques=0.4)
+INTENSIFIER = Scanner(sizes=((720, 720), (1024, 1024)), field_of_view=(150, 190), background=(98, 118), shading=(6, 18),
+                      blur=(0.26, 0.40), noise=(1.5, 4.0), attenuation=(0.12, 0.22), motion=(0.2, 1.0),
+                      rounded=1.0, collimated=0.0, letters=0.6, jpeg_quality=(70, 85))
+CROWDED = Population(flags=(0.1, 0, 0.1, 0, 0.2, 0, 0.2, 0, 0.2, 0, 0.2),
+                     locations=tuple(COHORT_POSITIVES ** 0.5 / (COHORT_POSITIVES ** 0.5).sum()), infundibulum=0.2,
+                     diameter=(4.4, 0.6), winding=(0.8, 2.0), calibre=(0.65, 1.05), uneven=(0.02, 0.15), plaques=0.3,
+                     tortuous=0.4, external=0.25)
+VARIED = Scanner(field_of_view=(140, 240), tilt=8, roll=5, centring=8, towne=(12, 40), attenuation=(0.10, 0.40),
+                 thinning=(0.6, 1.0), mixing=(0, 0.35), unfilled=(0, 0.4), finest=(-0.5, 0.7), blush=(0, 0.15),
+                 background=(90, 225), shading=(2, 25), blur=(0.05, 0.45), noise=(0.3, 6), grain=(0.4, 1.5),
+                 gamma=(0.7, 1.5), motion=(0, 1.2), rounded=0.2, letters=0.4, jpeg_quality=(60, 98))
 PRESETS = {'kium': (Population(), Scanner()),
            'flat-panel': (Population(), Scanner(sizes=((1024, 1024),), blur=(0.12, 0.18), noise=(0.6, 1.6), motion=(0.0, 0.3), background=(198, 215))),
            'image-intensifier': (Population(), INTENSIFIER), 'elderly': (ELDERLY, Scanner()), 'shifted': (ELDERLY, INTENSIFIER),
-           'training': (CROWDED, VARIED), 'training-small': (SMALL, VARIED)}
+           'varied': (Population(), VARIED), 'training': (CROWDED, VARIED)}
 
 # %% ../nbs/01c_phantom.ipynb #d35bb482
 @dataclass
@@ -49,8 +55,85 @@ class Phantom:
     quality: int                   # of the JPEG files
     colour: bool                   # JPEG files with three channels
 
-# %% ../nbs/01c_phantom.ipynb #48a2870c
-def draw_phantom(seed, size: int | tuple[int, int] | None = None, population: Population = Population(), scanner: Scanner = Scanner()) -> Phantom:
+# %% ../nbs/01c_phantom.ipynb #6a9edac0
+def _view_truth(aneurysm: Aneurysm, camera: Camera, path: np.ndarray, dome: np.ndarray | None, seen: np.ndarray) -> dict:
+    """Return where one view shows an aneurysm.
+
+    x, y and radius in pixels, whether it is filled and framed, and its share of all contrast medium within its outline.
+    """
+    (x, y, scale), = camera.project(aneurysm.centre[None])
+    framed = 0 <= x < camera.size[0] and 0 <= y < camera.size[1] and seen[int(y), int(x)]
+    outline = np.zeros_like(path, bool) if dome is None else dome > 0
+    share = float(dome[outline].sum() / (dome[outline].sum() + path[outline].sum())) if outline.any() else 0.0
+    return {'x': round(float(x), 2), 'y': round(float(y), 2), 'radius': round(float(aneurysm.diameter / 2 * scale), 2),
+            'visible': bool(framed and dome is not None), 'clear': round(share, 3)}
+
+
+def _truth(aneurysm: Aneurysm, views: list[dict]) -> dict:
+    "Return an aneurysm's truth as plain numbers."
+    return {'location': aneurysm.location, 'host': aneurysm.host, 'kind': aneurysm.kind,
+            'centre_mm': [round(float(c), 3) for c in aneurysm.centre], 'diameter_mm': round(aneurysm.diameter, 3),
+            'neck_mm': aneurysm.neck and round(aneurysm.neck, 3), 'views': dict(zip(VIEWS, views))}
+
+# %% ../nbs/01c_phantom.ipynb #97590a84
+def _take(view: str, camera: Camera, path: np.ndarray, domes: list, rounded: bool, metal, rng, scanner: Scanner) -> tuple:
+    "Return a frame that shows these domes, its mask, and the part of it that is left to see."
+    mask, total = (path > 0.4).astype(np.uint8), path.copy()
+    for dome in domes: mask[dome > 0.4], total = 2, total + dome
+    frame, seen = finish(expose(total, camera, rng, scanner, metal), view, rounded, rng, scanner)
+    return frame, mask * seen, seen
+
+
+def draw_twins(seed, left_out, size: int | tuple[int, int] | None = None, population: Population = Population(),
+               scanner: Scanner = Scanner()) -> list[Phantom]:
+    """Return one simulated patient several times, each time without the aneurysms at some locations, all else equal.
+
+    Parameters
+    ----------
+    left_out : list of collections of str
+        For each of the twins the locations whose aneurysms are left out; `LOCATIONS` leaves out all.
+    seed, size, population, scanner
+        As in `draw_phantom`.
+
+    Returns
+    -------
+    list of Phantom
+    """
+    anatomy, machine = np.random.default_rng(seed).spawn(2)
+    vessels = draw_vessels(anatomy, population, locations := draw_locations(anatomy, population))
+    aneurysms = [draw_aneurysm(location, vessels, anatomy, population) for location in locations]
+    size = tuple(machine.choice(scanner.sizes).tolist()) if size is None else (size, size) if isinstance(size, int) else size
+    rounded = machine.random() < scanner.rounded
+    clipped = anatomy.random() < population.clipped
+    metal = [(anatomy.normal(0, (14, 8, 5)), anatomy.permutation([0.9, 1.2, 6.0]), 12.0)] if clipped else []
+    segments = {injection: segments_of(list(vessels.values()), injection, machine, scanner) for injection in ('LI', 'LV', 'RI', 'RV')}
+    kept = [[i for i, location in enumerate(locations) if location not in left] for left in left_out]
+    frames, masks, truths = [[[] for _ in kept] for _ in range(3)]
+    for view in VIEWS:
+        camera = aim(view, size, machine, scanner)
+        path, domes = path_lengths(camera, segments[view[:2]], aneurysms, view[:2])
+        state, taken = machine.bit_generator.state, {}
+        for twin, mine in enumerate(kept):
+            shown = tuple(i for i in mine if domes[i] is not None)
+            if shown not in taken:
+                machine.bit_generator.state = state
+                taken[shown] = _take(view, camera, path, [domes[i] for i in shown], rounded, metal, machine, scanner)
+            frame, mask, seen = taken[shown]
+            frames[twin].append(frame)
+            masks[twin].append(mask)
+            truths[twin].append([_view_truth(aneurysms[i], camera, path, domes[i], seen) for i in mine])
+    quality, colour = int(machine.integers(*scanner.jpeg_quality)), bool(machine.random() < scanner.colour)
+    twins = []
+    for twin, mine in enumerate(kept):
+        labels = np.array([bool(mine), *np.isin(LOCATIONS, [locations[i] for i in mine])], np.uint8)
+        views = zip(*truths[twin])
+        described = [_truth(aneurysms[i], list(seen)) for i, seen in zip(mine, views)]
+        twins.append(Phantom(frames[twin], masks[twin], labels, described, quality, colour))
+    return twins
+
+# %% ../nbs/01c_phantom.ipynb #eb205ee6
+def draw_phantom(seed, size: int | tuple[int, int] | None = None, population: Population = Population(),
+                 scanner: Scanner = Scanner()) -> Phantom:
     """Return one simulated patient.
 
     Parameters
@@ -66,44 +149,7 @@ def draw_phantom(seed, size: int | tuple[int, int] | None = None, population: Po
     -------
     Phantom
     """
-    anatomy, machine = np.random.default_rng(seed).spawn(2)
-    locations = draw_locations(anatomy, population)
-    vessels = draw_vessels(anatomy, population, locations)
-    aneurysms = [draw_aneurysm(location, vessels, anatomy, population) for location in locations]
-    size = tuple(machine.choice(scanner.sizes).tolist()) if size is None else (size, size) if isinstance(size, int) else size
-    rounded = machine.random() < scanner.rounded
-    metal = [(anatomy.normal(0, (14, 8, 5)), anatomy.permutation([0.9, 1.2, 6.0]), 12.0)] if anatomy.random() < population.clipped else []
-    segments = {injection: segments_of(list(vessels.values()), injection, machine, scanner) for injection in ('LI', 'LV', 'RI', 'RV')}
-    frames, masks, truths = [], [], [[] for _ in aneurysms]
-    for view in VIEWS:
-        camera = aim(view, size, machine, scanner)
-        path, domes = path_lengths(camera, segments[view[:2]], aneurysms, view[:2])
-        mask, total = (path > 0.4).astype(np.uint8), path.copy()
-        for dome in domes:
-            if dome is not None: mask[dome > 0.4], total = 2, total + dome
-        frame, seen = finish(expose(total, camera, machine, scanner, metal), view, rounded, machine, scanner)
-        for truth, aneurysm, dome in zip(truths, aneurysms, domes): truth.append(_view_truth(aneurysm, camera, path, dome, seen))
-        frames.append(frame)
-        masks.append(mask * seen)
-    labels = np.array([bool(locations), *(location in locations for location in LOCATIONS)], np.uint8)
-    described = [_truth(aneurysm, views) for aneurysm, views in zip(aneurysms, truths)]
-    return Phantom(frames, masks, labels, described, int(machine.integers(*scanner.jpeg_quality)), bool(machine.random() < scanner.colour))
-
-# %% ../nbs/01c_phantom.ipynb #6a9edac0
-def _view_truth(aneurysm: Aneurysm, camera: Camera, path: np.ndarray, dome: np.ndarray | None, seen: np.ndarray) -> dict:
-    "Return where one view shows an aneurysm: pixels, whether it is filled and framed, and its share of all contrast medium within its outline."
-    (x, y, scale), = camera.project(aneurysm.centre[None])
-    framed = 0 <= x < camera.size[0] and 0 <= y < camera.size[1] and seen[int(y), int(x)]
-    outline = np.zeros_like(path, bool) if dome is None else dome > 0
-    share = float(dome[outline].sum() / (dome[outline].sum() + path[outline].sum())) if outline.any() else 0.0
-    return {'x': round(float(x), 2), 'y': round(float(y), 2), 'radius': round(float(aneurysm.diameter / 2 * scale), 2),
-            'visible': bool(framed and dome is not None), 'clear': round(share, 3)}
-
-
-def _truth(aneurysm: Aneurysm, views: list[dict]) -> dict:
-    "Return an aneurysm's truth as plain numbers."
-    return {'location': aneurysm.location, 'host': aneurysm.host, 'kind': aneurysm.kind, 'centre_mm': [round(float(c), 3) for c in aneurysm.centre],
-            'diameter_mm': round(aneurysm.diameter, 3), 'neck_mm': aneurysm.neck and round(aneurysm.neck, 3), 'views': dict(zip(VIEWS, views))}
+    return draw_twins(seed, [()], size, population, scanner)[0]
 
 # %% ../nbs/01c_phantom.ipynb #8f2f2b65
 def _write_patient(folder: Path, index: str, seed, size, population: Population, scanner: Scanner, masks: bool) -> list:
