@@ -9,20 +9,23 @@ import hashlib
 import json
 import os
 import threading
-from dataclasses import asdict, dataclass
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from .anatomy import (FRONTAL, LABELS, LOCATIONS, MIRRORED, MIRROR_LABELS, MIRROR_VIEWS, STRUCTURES, VIEWS, mirror_study,
+from .anatomy import (FRONTAL, LABELS, LOCATIONS, MIRRORED, MIRROR_LABELS, MIRROR_VIEWS, SHOWN, STRUCTURES, VIEWS, mirror_study,
                                     structure_of, views_of)
-from .preprocessing import Preprocessing, preprocess_study
+from .preprocessing import Preprocessing, preprocess_frame, preprocess_study
 from .studies import Study
 
 # %% auto #0
-__all__ = ['PREPROCESSING_VERSION', 'CELL', 'load_study', 'load_marks', 'Augmentation', 'augment_study', 'draw_maps',
-           'study_batches']
+__all__ = ['PREPROCESSING_VERSION', 'CELL', 'load_study', 'marks_of', 'load_marks', 'Augmentation', 'augment_study', 'draw_maps',
+           'study_batches', 'draw_presence', 'hide_views', 'draw_pair', 'pair_targets', 'phantom_batches']
 
 # %% ../nbs/04_batches.ipynb #1a0e4e68
 PREPROCESSING_VERSION = 1    # raise it when 03_preprocessing gives other frames: old caches are then left alone
@@ -61,6 +64,18 @@ def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache=No
     return frames
 
 # %% ../nbs/04_batches.ipynb #0a5bd136
+def marks_of(truth: dict, settings: Preprocessing) -> np.ndarray:
+    "Return the marks of `load_marks`, (n, 5), of a patient's truth: the content of its truth file."
+    rows = []
+    for aneurysm in truth['aneurysms']:
+        for view in views_of(aneurysm['location']):
+            seen = aneurysm['views'][view]
+            x, y, scale = settings.place(seen['x'], seen['y'], *truth['size'])
+            place = VIEWS.index(view), LOCATIONS.index(aneurysm['location'])
+            if seen['visible']: rows.append((*place, x, y, seen['radius'] * scale))
+    return np.array(rows, np.float32).reshape(-1, 5)
+
+
 def load_marks(study: Study, settings: Preprocessing = Preprocessing()) -> np.ndarray | None:
     """Return where a study's aneurysms lie in its preprocessed frames.
 
@@ -81,17 +96,10 @@ def load_marks(study: Study, settings: Preprocessing = Preprocessing()) -> np.nd
         If the truth file cannot be read.
     """
     if study.truth is None: return None
-    rows = []
-    try:
-        truth = json.loads(study.truth.read_text(encoding='utf-8'))
-        for aneurysm in truth['aneurysms']:
-            for view in views_of(aneurysm['location']):
-                seen = aneurysm['views'][view]
-                x, y, scale = settings.place(seen['x'], seen['y'], *truth['size'])
-                if seen['visible']: rows.append((VIEWS.index(view), LOCATIONS.index(aneurysm['location']), x, y, seen['radius'] * scale))
+    try: return marks_of(json.loads(study.truth.read_text(encoding='utf-8')), settings)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{study.truth} is no truth file of a simulated patient ({type(error).__name__}); draw the patient anew or remove the file.') from None
-    return np.array(rows, np.float32).reshape(-1, 5)
+        raise ValueError(f'{study.truth} is no truth file of a simulated patient ({type(error).__name__}); '
+                         'draw the patient anew or remove the file.') from None
 
 # %% ../nbs/04_batches.ipynb #9b2c7c86
 @dataclass(frozen=True)
@@ -100,7 +108,8 @@ class Augmentation:
     shift: float = 0.05      # of the frame's size
     scale: float = 0.10
     turn: float = 5.0        # degrees
-    contrast: float = 0.20
+    gamma: float = 0.35      # of grey levels, as the logarithm of a power
+    shade: float = 12.0      # grey levels, deviation of a slow change over the frame
     mirror: float = 0.5      # probability
 
 # %% ../nbs/04_batches.ipynb #5ff7653a
@@ -129,11 +138,14 @@ def augment_study(frames: np.ndarray, labels: np.ndarray, rng: np.random.Generat
             view, location = marks[:, :2].astype(int).T
             marks[:, 0], marks[:, 1], marks[:, 2] = MIRROR_VIEWS[view], MIRROR_LABELS[location + 1] - 1, np.where(FRONTAL[view], size - 1 - marks[:, 2], marks[:, 2])
     for i, frame in enumerate(frames):
-        turn, scale, contrast, *shift = rng.uniform(-1, 1, 5)
+        turn, scale, gamma, *shift = rng.uniform(-1, 1, 5)
         move = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), turn * settings.turn, 1 + scale * settings.scale)
         move[:, 2] += np.array(shift) * settings.shift * size
         moved = cv2.warpAffine(frame, move, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        changed[i] = cv2.convertScaleAbs(moved, alpha=1 + contrast * settings.contrast)
+        bent = cv2.LUT(moved, (255 * (np.arange(256) / 255) ** np.exp(gamma * settings.gamma)).astype(np.float32))
+        shade = rng.normal(0, settings.shade, (4, 4)).astype(np.float32)
+        bent += cv2.resize(shade, (size, size), interpolation=cv2.INTER_CUBIC)
+        changed[i] = np.clip(bent, 1, 255) + 0.5                               # a frame is never black all over
         if marks is not None:
             here = marks[:, 0] == i
             marks[here, 2:4] = marks[here, 2:4] @ move[:, :2].T + move[:, 2]
@@ -226,3 +238,106 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
     draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
     stream = tf.data.Dataset.zip(numbers, draws).map(load_graph, num_parallel_calls=tf.data.AUTOTUNE)
     return stream.batch(batch_size).prefetch(2)
+
+# %% ../nbs/04_batches.ipynb #1f5bb979
+def draw_presence(rng: np.random.Generator) -> np.ndarray:
+    "Return which of the eight views a study has, (8,), bool: a plane, some injections or single views are missing; never all."
+    views = np.array(VIEWS)
+    planes = np.char.endswith(views, rng.choice(['A', 'B']))
+    injections = np.char.startswith(views, tuple(rng.choice(['LI', 'LV', 'RI', 'RV'], rng.integers(1, 4), replace=False))[0])
+    carotids = np.char.find(views, 'I') == 1
+    single = rng.random(len(views)) < rng.uniform(0.2, 0.9)
+    present = (planes, injections, carotids, single)[rng.integers(4)]
+    return present if present.any() else views == rng.choice(views)
+
+
+def hide_views(frames: np.ndarray, labels: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return frames, (8, size, size), and labels, (22,), of a study from which the views that are not `present`, (8,), are taken.
+
+    Locations that no view shows are -1, unknown; `Aneurysm` is whether any of the others has one.
+    """
+    assessed = (SHOWN & present).any(axis=1)
+    located = np.where(assessed, labels[1:].astype(np.float32), -1)
+    frames = frames * present[:, None, None].astype(frames.dtype)
+    return frames, np.concatenate([[float((located == 1).any())], located]).astype(np.float32)
+
+# %% ../nbs/04_batches.ipynb #47d8bd46
+def draw_pair(seed, population, scanner, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Return two twins that share out a patient's aneurysms: frames, labels and marks.
+
+    Parameters
+    ----------
+    seed : sequence of int
+    population, scanner : Population, Scanner
+        As in `draw_phantom`.
+    settings : Preprocessing
+        Its `field` is drawn, and nothing around it.
+
+    Returns
+    -------
+    ndarray, ndarray, list of ndarray
+        (2, 8, size, size), uint8; (2, 22), uint8; and the marks of both, as `load_marks` returns them.
+    """
+    from coding_vessels.phantom import draw_twins
+    rng, field = np.random.default_rng([*seed, 1]), settings.field or 1.0
+    fields = {'field_of_view': tuple(field * side for side in scanner.field_of_view), 'letters': 0, 'collimated': 0, 'rounded': 0}
+    half = rng.random(len(LOCATIONS)) < 0.5
+    left_out = [{location for location, out in zip(LOCATIONS, half == twin) if out} for twin in (True, False)]
+    twins = draw_twins(seed, left_out, settings.size, population, replace(scanner, **fields))
+    whole = replace(settings, field=None)
+    frames = np.empty((2, len(VIEWS), settings.size, settings.size), np.uint8)
+    for twin, own in zip(twins, frames):
+        for i, frame in enumerate(twin.frames):
+            coded = cv2.imencode('.jpg', frame, [cv2.IMWRITE_JPEG_QUALITY, twin.quality])[1]
+            own[i] = preprocess_frame(cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE), whole)
+    truths = [{'aneurysms': twin.aneurysms, 'size': (settings.size, settings.size)} for twin in twins]
+    return frames, np.stack([twin.labels for twin in twins]), [marks_of(truth, whole) for truth in truths]
+
+# %% ../nbs/04_batches.ipynb #01e2811c
+def pair_targets(pair, seed, augmentation: Augmentation | None, missing: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return frames (2, 8, size, size), labels (2, 22) and maps (2, 8, cells, cells, 13) of a pair, both changed alike.
+
+    `missing` is the probability that views are hidden.
+    """
+    frames, labels, targets = [], [], []
+    for own_frames, own_labels, marks in zip(*pair):
+        rng = np.random.default_rng(seed)                                     # the same for both twins
+        present = draw_presence(rng) if rng.random() < missing else np.ones(len(VIEWS), bool)
+        if augmentation: own_frames, own_labels, marks = augment_study(own_frames, own_labels, rng, augmentation, marks)
+        maps = draw_maps(marks, own_frames.shape[1])
+        maps[~present] = -1
+        own_frames, own_labels = hide_views(own_frames, own_labels, present)
+        frames.append(own_frames); labels.append(own_labels); targets.append(maps)
+    return np.stack(frames), np.stack(labels), np.stack(targets)
+
+# %% ../nbs/04_batches.ipynb #652b68e9
+def _drawn(pairs: int, workers: int, seed: int, *what):
+    "Yield the pairs of `draw_pair` in order, drawn a little ahead in processes of their own."
+    with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
+        waiting = deque()
+        for i in range(pairs):
+            waiting.append(pool.submit(draw_pair, [seed, i], *what))
+            if len(waiting) > workers + 6: yield waiting.popleft().result()
+        while waiting: yield waiting.popleft().result()
+
+
+def phantom_batches(population, scanner, settings: Preprocessing, pairs: int, seed: int = 0,
+                    augmentation: Augmentation | None = None, missing: float = 0.25, uses: int = 2, workers: int = 1):
+    """Yield `pairs * uses` batches of two twins each, drawn in `workers` processes while the consumer works.
+
+    Yields
+    ------
+    ndarray, dict
+        Frames, uint8 (2, 8, size, size), and 'labels', float32 (2, 22), -1 where unknown, and 'maps', as in `study_batches`.
+    """
+    rng, kept, room = np.random.default_rng([seed, 2]), [], 200 * (uses - 1)
+
+    def use(pair):
+        frames, labels, maps = pair_targets(pair, int(rng.integers(2 ** 62)), augmentation, missing)
+        return frames, {'labels': labels, 'maps': maps}
+
+    for pair in _drawn(pairs, workers, seed, population, scanner, settings):
+        yield use(pair)
+        kept += [pair] * (uses - 1)
+        while len(kept) > room: yield use(kept.pop(rng.integers(len(kept))))
+    while kept: yield use(kept.pop(rng.integers(len(kept))))

@@ -25,8 +25,9 @@ from .preprocessing import Preprocessing
 from .studies import Study, split_studies
 
 # %% auto #0
-__all__ = ['PRESETS', 'positive_weights', 'weighted_crossentropy', 'map_loss', 'look_loss', 'Settings', 'build_model',
-           'fit_calibration', 'choose_thresholds', 'calibrate', 'compile_model', 'training_batches', 'train']
+__all__ = ['PRESETS', 'positive_weights', 'weighted_crossentropy', 'label_loss', 'map_loss', 'look_loss', 'Settings',
+           'build_model', 'fit_calibration', 'choose_thresholds', 'calibrate', 'compile_model', 'training_batches',
+           'train']
 
 # %% ../nbs/07_training.ipynb #a32dc0b4
 def positive_weights(studies: list[Study], bound: float = 10.0) -> np.ndarray:
@@ -43,6 +44,31 @@ def weighted_crossentropy(weights: np.ndarray):
     def loss(labels, probabilities):
         p = ops.clip(probabilities, 1e-6, 1 - 1e-6)
         return ops.sum(-(weights * labels * ops.log(p) + (1 - labels) * ops.log(1 - p)) * share, axis=-1)
+    return loss
+
+# %% ../nbs/07_training.ipynb #cced909c
+def label_loss(weights: np.ndarray, twins: bool = False):
+    """Return a loss for labels, (batch, 22), -1 where unknown, and scores of the locations before any sigmoid, (batch, 21).
+
+    Parameters
+    ----------
+    weights : ndarray, shape (22,)
+        What a positive of each label weighs. `Aneurysm` counts as much as all locations.
+    twins : bool
+        Whether each two neighbours of a batch are twins; then the sick one's score is also held above the other's.
+    """
+    def loss(labels, scores):
+        known, truth = ops.cast(labels[:, 1:] >= 0, scores.dtype), ops.maximum(labels, 0)
+        healthy = ops.log_sigmoid(-scores) * known
+        each = -(weights[1:] * truth[:, 1:] * ops.log_sigmoid(scores) * known + (1 - truth[:, 1:]) * healthy)
+        none = ops.sum(healthy, axis=-1)                                       # the logarithm of no aneurysm's probability
+        some = ops.log(-ops.expm1(ops.minimum(none, -1e-7)))
+        total = ops.mean(each, axis=-1) - weights[0] * truth[:, 0] * some - (1 - truth[:, 0]) * none
+        if not twins: return total
+        differ = (truth[0::2, 1:] - truth[1::2, 1:]) * known[0::2] * known[1::2]
+        rank = ops.softplus(differ * (scores[1::2] - scores[0::2])) * ops.abs(differ)
+        rank = ops.sum(rank, axis=-1) / ops.maximum(ops.sum(ops.abs(differ), axis=-1), 1)
+        return total + ops.repeat(rank, 2, axis=0)
     return loss
 
 # %% ../nbs/07_training.ipynb #b07ec090

@@ -1,47 +1,30 @@
-"""Makes the weights that ship with the package, from nothing.
+"""Makes the weights that ship with the package.
 
-    python tests/make_weights.py RUN [--share 1.0] [--precision mixed_bfloat16]
+    python tests/make_weights.py RUN [--start MODEL] [--epochs 40] [--share 1.0]
 
-RUN gets the simulated cohorts and a run folder for each stage of the training; what is there already is kept, so an
-interrupted call goes on. On two cores with AVX-512 and its bfloat16: about an hour and a half for the cohorts, three
-hours for the training. `--precision float32` suits other processors; `--share 0.01` is a trial with a hundredth of
-the patients.
+Draws patients as they are needed and trains on them, calibrates on others with natural frequencies, and writes the
+shipped files. RUN keeps what is done; an interrupted call goes on. `--start` begins with a trained model instead of
+nothing: the file shipped with version 0.1.0, then 40 epochs, gave the present weights. An epoch is 500 steps, two to
+four minutes on two cores. `--share 0.01` is a trial with a hundredth of the steps and the patients.
 """
 
 import argparse
 import json
 import os
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-import pandas as pd
 
-from coding_vessels.phantom import PRESETS as PHANTOMS
-from coding_vessels.phantom import write_cohort
-from coding_vessels.studies import read_cohort
+from coding_vessels.batches import Augmentation, phantom_batches
+from coding_vessels.phantom import PRESETS, write_cohort
+from coding_vessels.preprocessing import Preprocessing
 
-COHORTS = (  # name, preset, patients, seed
-    ("train", "training", 8000, 101),
-    ("fresh", "training", 4000, 301),
-    ("small", "training-small", 8000, 401),
-    ("more", "training-small", 4000, 501),
-    ("last", "training-small", 6000, 601),
-    ("late", "training-small", 8000, 701),
-    ("select", "training", 150, 151),  # chooses the epoch
-    ("valid", "kium", 4000, 201),  # natural frequencies: calibrates
-)
-STAGES = (  # cohort, passes, learning rate, contrast of the frames
-    ("train", 4, 1.5e-3, 1.25),
-    ("fresh", 1, 3e-4, 1.25),
-    ("small", 1, 7.5e-4, 1.25),
-    ("more", 3, 1e-3, 0.8),
-    ("last", 2, 1.2e-3, 0.8),
-    ("late", 3, 1.2e-3, 0.8),
-)
+PAIRS, USES = 250, 2  # of an epoch: pairs of twins, and how often each is used
+RATE = 1e-3
+CALIBRATION = "varied", 3000, 801  # preset, patients, seed
 
 
 def save_small(model, path):
@@ -54,60 +37,94 @@ def save_small(model, path):
             parts.writestr(info.filename, content)
 
 
-def start_with(path, frames, run):
-    """Return a model file with these weights for frames of that preprocessing."""
-    from coding_vessels.model import load_model, preprocessing_of, vessel_model
+def positive_weights(population):
+    """Return the weights of `label_loss` for twins of a population: the root of the negatives per positive, 1 to 10."""
+    located = np.dot(population.flags, np.arange(len(population.flags))) * np.array(population.locations) / 2
+    frequency = np.clip(np.concatenate([[0.9], located]), 1e-3, 0.999)
+    return np.clip(np.sqrt((1 - frequency) / frequency), 1, 10).astype(np.float32)
 
-    model = load_model(path)
-    if preprocessing_of(model) == frames:
-        return path
-    other = vessel_model(frames)
-    other.set_weights(model.get_weights())
-    other.save(run / "start.keras")
-    return str(run / "start.keras")
+
+def patients(run, first, epochs, share):
+    """Yield the batches of all epochs from the `first` on; each epoch's patients follow from its number."""
+    frames = Preprocessing(512, field=0.75, contrast=0.8)
+    for epoch in range(first, epochs):
+        yield from phantom_batches(*PRESETS["training"], frames, max(2, round(PAIRS * share)), 1000 + epoch, Augmentation(), uses=USES)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
+    parser.add_argument("--start", type=Path)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--share", type=float, default=1.0)
-    parser.add_argument("--precision", default="mixed_bfloat16")
     args = parser.parse_args()
-    cohorts = {name: (preset, max(2, round(args.share * patients)), seed, 720) for name, preset, patients, seed in COHORTS}
-    studies = {}
-    for name, (preset, patients, seed, size) in cohorts.items():
-        folder = args.run / name
-        if not folder.exists():
-            write_cohort(folder, patients, seed, size, *PHANTOMS[preset])
-        studies[name], problems = read_cohort(folder / "groundtruth.csv", folder)
-        assert not len(problems), problems
+    args.run.mkdir(parents=True, exist_ok=True)
 
+    import keras
+    import tensorflow as tf
+
+    from coding_vessels import __version__
     from coding_vessels.engines import SHIPPED, export_model
-    from coding_vessels.model import load_model
-    from coding_vessels.training import PRESETS, calibrate, train
+    from coding_vessels.model import load_model, vessel_model
+    from coding_vessels.studies import read_cohort
+    from coding_vessels.training import calibrate, label_loss, look_loss, map_loss
 
-    history, last = [], None
-    for cohort, passes, rate, contrast in STAGES:  # each goes on where the one before ended, with patients that it has never met
-        frames = replace(PRESETS["vessel"].preprocessing, contrast=contrast)
-        start = last and start_with(last, frames, args.run)
-        settings = replace(PRESETS["vessel"], preprocessing=frames, epochs=passes, learning_rate=rate, start=start, seed=101, precision=args.precision)
-        run = args.run / f"run-{cohort}"
-        part = train(studies[cohort], run, settings, studies["select"], args.run / "cache", resume=True)
-        history.append(part.assign(stage=cohort))
-        last = str(run / "best.keras")
-    model = load_model(last)
+    keras.utils.set_random_seed(101)
+    model = load_model(args.start) if args.start else vessel_model()
+    outputs = {"scores": model.get_layer("scores").output, "maps": model.output["maps"], "looks": model.output["looks"]}
+    trainer = keras.Model(model.input, outputs)
+    steps = USES * max(2, round(PAIRS * args.share))
+    total = steps * args.epochs
+    warm = total // 25
+    pace = keras.optimizers.schedules.CosineDecay(RATE / 20, total - warm, warmup_target=RATE, warmup_steps=warm)
+    losses = {"scores": label_loss(positive_weights(PRESETS["training"][0]), twins=True), "maps": map_loss, "looks": look_loss}
+    trainer.compile(keras.optimizers.AdamW(pace, clipnorm=1.0), losses, {"scores": 1.0, "maps": 0.2, "looks": 2.0})
+
+    done = args.run / "done.json"
+    first = json.loads(done.read_text()) if done.exists() else 0
+    cells = model.output["maps"].shape[1:]
+    shapes = tf.TensorSpec((2, *model.input.shape[1:]), tf.uint8), {
+        "scores": tf.TensorSpec((2, 22), tf.float32),
+        "maps": tf.TensorSpec((2, *cells), tf.float32),
+        "looks": tf.TensorSpec((2, *cells), tf.float32),
+    }
+
+    def batches():
+        for frames, targets in patients(args.run, first, args.epochs, args.share):
+            yield frames, {"scores": targets["labels"], "maps": targets["maps"], "looks": targets["maps"]}
+
+    class Keep(keras.callbacks.Callback):
+        """Writes the model and the number of finished epochs."""
+
+        def on_epoch_end(self, epoch, logs=None):
+            model.save(args.run / "last.keras")
+            with open(args.run / "history.jsonl", "a") as lines:
+                lines.write(json.dumps({"epoch": epoch, **{k: round(float(v), 4) for k, v in logs.items()}}) + "\n")
+            done.write_text(str(epoch + 1))
+
+    if first < args.epochs:
+        stream = tf.data.Dataset.from_generator(batches, output_signature=shapes).prefetch(2)
+        backup = keras.callbacks.BackupAndRestore(str(args.run / "checkpoint"), delete_checkpoint=False)
+        trainer.fit(stream, steps_per_epoch=steps, epochs=args.epochs, callbacks=[Keep(), backup], verbose=2)
+    model = load_model(args.run / "last.keras")
     # Kernels in half precision: the file is half the size.
     model.set_weights([w.astype(np.float16).astype(w.dtype) if w.ndim > 1 else w for w in model.get_weights()])
-    calibrate(model, studies["valid"], cache=args.run / "cache")
+    preset, count, seed = CALIBRATION
+    folder = args.run / "calibration"
+    if not folder.exists():
+        write_cohort(folder, max(20, round(count * args.share)), seed, 720, *PRESETS[preset])
+    studies, problems = read_cohort(folder / "groundtruth.csv", folder)
+    assert not len(problems), problems
+    calibrate(model, studies, cache=args.run / "cache")
     save_small(model, SHIPPED)
     export_model(SHIPPED)
-    record = json.loads(Path(last).with_name("settings.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (args.run / "history.jsonl").read_text().splitlines()]
     record = {
-        "settings": record["settings"] | {"start": None},
-        "stages": [dict(zip(("cohort", "passes", "learning rate", "contrast"), stage)) for stage in STAGES],
-        "versions": record["versions"],
-        "cohorts": {name: dict(zip(("preset", "patients", "seed", "pixels"), values)) for name, values in cohorts.items()},
-        "history": pd.concat(history, ignore_index=True).to_dict("list"),
+        "settings": {"start": args.start and args.start.name, "epochs": args.epochs, "pairs": PAIRS, "uses": USES, "learning rate": RATE},
+        "cohorts": {"training": {"preset": "training", "seeds": [1000, 999 + args.epochs]},
+                    "valid": {"preset": preset, "patients": count, "seed": seed, "pixels": 720}},
+        "versions": {"coding_vessels": __version__, "keras": keras.__version__, "numpy": np.__version__},
+        "history": {name: [line[name] for line in lines] for name in lines[0]},
     }
     SHIPPED.with_suffix(".json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     print(f"{SHIPPED}: now run nbs/12_weights.ipynb, which measures it and writes the model card")
