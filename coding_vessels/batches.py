@@ -25,14 +25,14 @@ from .studies import Study
 
 # %% auto #0
 __all__ = ['PREPROCESSING_VERSION', 'CELL', 'load_study', 'marks_of', 'load_marks', 'Augmentation', 'augment_study', 'draw_maps',
-           'study_batches', 'draw_presence', 'hide_views', 'draw_pair', 'pair_targets', 'phantom_batches']
+           'draw_presence', 'hide_views', 'study_batches', 'draw_pair', 'pair_targets', 'phantom_batches']
 
 # %% ../nbs/04_batches.ipynb #1a0e4e68
 PREPROCESSING_VERSION = 1    # raise it when 03_preprocessing gives other frames: old caches are then left alone
 
 
 def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache=None) -> np.ndarray:
-    """Return the eight preprocessed frames of a study, from the cache where they are there.
+    """Return the eight preprocessed frames of a study, zeros for missing views, from the cache where they are there.
 
     Parameters
     ----------
@@ -51,7 +51,8 @@ def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache=No
         If a frame cannot be read.
     """
     if cache is None: return preprocess_study(study, settings)
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in study.frames if path.exists()]
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in study.frames if path and path.exists()]
+    stats.append(study.present.tolist())
     name = hashlib.sha256(repr((PREPROCESSING_VERSION, stats, sorted(asdict(settings).items()))).encode()).hexdigest()[:32]
     file = Path(cache) / f'{name}.npy'
     try: return np.load(file, allow_pickle=False)
@@ -184,6 +185,28 @@ def draw_maps(marks: np.ndarray | None, size: int) -> np.ndarray:
         np.maximum(one, peak, out=one)
     return maps
 
+# %% ../nbs/04_batches.ipynb #1f5bb979
+def draw_presence(rng: np.random.Generator) -> np.ndarray:
+    "Return which of the eight views a study has, (8,), bool: a plane, some injections or single views are missing; never all."
+    views = np.array(VIEWS)
+    planes = np.char.endswith(views, rng.choice(['A', 'B']))
+    injections = np.isin([view[:2] for view in VIEWS], rng.choice(['LI', 'LV', 'RI', 'RV'], rng.integers(1, 4), replace=False))
+    carotids = np.char.find(views, 'I') == 1
+    single = rng.random(len(views)) < rng.uniform(0.2, 0.9)
+    present = (planes, injections, carotids, single)[rng.integers(4)]
+    return present if present.any() else views == rng.choice(views)
+
+
+def hide_views(frames: np.ndarray, labels: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return frames, (8, size, size), and labels, (22,), of a study from which the views that are not `present`, (8,), are taken.
+
+    Locations that no view shows are -1, unknown; `Aneurysm` is whether any of the others has one.
+    """
+    assessed = (SHOWN & present).any(axis=1)
+    located = np.where(assessed, labels[1:].astype(np.float32), -1)
+    frames = frames * present[:, None, None].astype(frames.dtype)
+    return frames, np.concatenate([[float((located == 1).any())], located]).astype(np.float32)
+
 # %% ../nbs/04_batches.ipynb #fbf427cb
 def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(), batch_size: int = 8, shuffle: bool = False,
                   seed: int = 0, augmentation: Augmentation | None = None, cache=None, maps: bool = False):
@@ -208,7 +231,8 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
     Returns
     -------
     tf.data.Dataset
-        Batches of frames, uint8 (batch, 8, size, size), and a dict: 'labels', float32 (batch, 22), and perhaps 'maps',
+        Batches of frames, uint8 (batch, 8, size, size), and a dict: 'labels', float32 (batch, 22), -1 where no
+        view of a location is there, and perhaps 'maps',
         float32 (batch, 8, size // 16, size // 16, 13).
 
     Raises
@@ -223,7 +247,11 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
     def load(i, draw):
         frames, labels, marks = load_study(studies[i], settings, cache), studies[i].labels, known[i]
         if augmentation: frames, labels, marks = augment_study(frames, labels, np.random.default_rng(draw), augmentation, marks)
-        return frames, labels.astype(np.float32), *[draw_maps(marks, settings.size)] * maps
+        targets = draw_maps(marks, settings.size)
+        present = frames.any(axis=(1, 2))
+        targets[~present] = -1
+        frames, labels = hide_views(frames, labels, present)
+        return frames, labels, *[targets] * maps
 
     def load_graph(i, draw):
         frames, *targets = tf.numpy_function(load, [i, draw], [tf.uint8, tf.float32, *[tf.float32] * maps])
@@ -238,28 +266,6 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
     draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
     stream = tf.data.Dataset.zip(numbers, draws).map(load_graph, num_parallel_calls=tf.data.AUTOTUNE)
     return stream.batch(batch_size).prefetch(2)
-
-# %% ../nbs/04_batches.ipynb #1f5bb979
-def draw_presence(rng: np.random.Generator) -> np.ndarray:
-    "Return which of the eight views a study has, (8,), bool: a plane, some injections or single views are missing; never all."
-    views = np.array(VIEWS)
-    planes = np.char.endswith(views, rng.choice(['A', 'B']))
-    injections = np.char.startswith(views, tuple(rng.choice(['LI', 'LV', 'RI', 'RV'], rng.integers(1, 4), replace=False))[0])
-    carotids = np.char.find(views, 'I') == 1
-    single = rng.random(len(views)) < rng.uniform(0.2, 0.9)
-    present = (planes, injections, carotids, single)[rng.integers(4)]
-    return present if present.any() else views == rng.choice(views)
-
-
-def hide_views(frames: np.ndarray, labels: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return frames, (8, size, size), and labels, (22,), of a study from which the views that are not `present`, (8,), are taken.
-
-    Locations that no view shows are -1, unknown; `Aneurysm` is whether any of the others has one.
-    """
-    assessed = (SHOWN & present).any(axis=1)
-    located = np.where(assessed, labels[1:].astype(np.float32), -1)
-    frames = frames * present[:, None, None].astype(frames.dtype)
-    return frames, np.concatenate([[float((located == 1).any())], located]).astype(np.float32)
 
 # %% ../nbs/04_batches.ipynb #47d8bd46
 def draw_pair(seed, population, scanner, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
@@ -311,32 +317,47 @@ def pair_targets(pair, seed, augmentation: Augmentation | None, missing: float) 
     return np.stack(frames), np.stack(labels), np.stack(targets)
 
 # %% ../nbs/04_batches.ipynb #652b68e9
-def _drawn(pairs: int, workers: int, seed: int, *what):
-    "Yield the pairs of `draw_pair` in order, drawn a little ahead in processes of their own."
+def _drawn(numbers, workers: int, seed: int, *what):
+    "Yield the pairs of `draw_pair` with these numbers in order, drawn a little ahead in processes of their own."
     with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
         waiting = deque()
-        for i in range(pairs):
-            waiting.append(pool.submit(draw_pair, [seed, i], *what))
-            if len(waiting) > workers + 6: yield waiting.popleft().result()
+        for number in numbers:
+            waiting.append(pool.submit(draw_pair, [seed, number], *what))
+            if len(waiting) > 20: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
 
 
-def phantom_batches(population, scanner, settings: Preprocessing, pairs: int, seed: int = 0,
+def phantom_batches(population, scanner, settings: Preprocessing, numbers: range, seed: int = 0,
                     augmentation: Augmentation | None = None, missing: float = 0.25, uses: int = 2, workers: int = 1):
-    """Yield `pairs * uses` batches of two twins each, drawn in `workers` processes while the consumer works.
+    """Yield batches of two twins each, drawn in `workers` processes while the consumer works.
+
+    Parameters
+    ----------
+    population, scanner : Population, Scanner
+        As in `draw_phantom`.
+    settings : Preprocessing
+    numbers : range
+        Which pairs: number i is the same pair whatever comes before it.
+    seed : int
+    augmentation : Augmentation, optional
+    missing : float
+        The probability that views are hidden.
+    uses : int
+        How often each pair is used; there are `uses * len(numbers)` batches.
+    workers : int
 
     Yields
     ------
     ndarray, dict
         Frames, uint8 (2, 8, size, size), and 'labels', float32 (2, 22), -1 where unknown, and 'maps', as in `study_batches`.
     """
-    rng, kept, room = np.random.default_rng([seed, 2]), [], 200 * (uses - 1)
+    rng, kept, room = np.random.default_rng([seed, 2, numbers.start]), [], 100 * (uses - 1)
 
     def use(pair):
         frames, labels, maps = pair_targets(pair, int(rng.integers(2 ** 62)), augmentation, missing)
         return frames, {'labels': labels, 'maps': maps}
 
-    for pair in _drawn(pairs, workers, seed, population, scanner, settings):
+    for pair in _drawn(numbers, workers, seed, population, scanner, settings):
         yield use(pair)
         kept += [pair] * (uses - 1)
         while len(kept) > room: yield use(kept.pop(rng.integers(len(kept))))

@@ -15,8 +15,9 @@ import numpy as np
 from .studies import Study, read_frame
 
 # %% auto #0
-__all__ = ['PICTURES', 'resize', 'fit', 'centre_crop', 'invert', 'sharpen', 'raise_contrast', 'Preprocessing', 'preprocess_frame',
-           'preprocess_study', 'frame_warnings', 'picture_features', 'view_warnings']
+__all__ = ['UNUSABLE', 'PICTURES', 'resize', 'fit', 'centre_crop', 'invert', 'sharpen', 'raise_contrast', 'Preprocessing',
+           'preprocess_frame', 'preprocess_frames', 'preprocess_study', 'frame_warnings', 'usable', 'picture_features',
+           'view_warnings']
 
 # %% ../nbs/03_preprocessing.ipynb #d6558948
 def resize(frame: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -132,11 +133,20 @@ def preprocess_frame(frame: np.ndarray, settings: Preprocessing = Preprocessing(
     return raise_contrast(sharpen(invert(square), settings.sharpness), settings.contrast)
 
 
+def preprocess_frames(frames: list[np.ndarray | None], settings: Preprocessing = Preprocessing()) -> np.ndarray:
+    "Return frames as they came, (height, width), uint8, or None, preprocessed: (n, size, size), uint8, zeros for None."
+    missing = np.zeros((settings.size, settings.size), np.uint8)
+    return np.stack([missing if frame is None else preprocess_frame(frame, settings) for frame in frames])
+
+
 def preprocess_study(study: Study, settings: Preprocessing = Preprocessing()) -> np.ndarray:
-    "Return the eight preprocessed frames of a study, shape (8, size, size), uint8, in the order of VIEWS."
-    return np.stack([preprocess_frame(read_frame(path), settings) for path in study.frames])
+    "Return the eight preprocessed frames of a study, shape (8, size, size), uint8, in the order of VIEWS; zeros where one is missing."
+    return preprocess_frames([path and read_frame(path) for path in study.frames], settings)
 
 # %% ../nbs/03_preprocessing.ipynb #54ef7e42
+UNUSABLE = 'nearly empty', 'no subtraction angiogram', 'vessels are not dark', 'saturated'      # beginnings of warnings
+
+
 def frame_warnings(frame: np.ndarray) -> list[str]:
     "Return what is suspicious about a grey frame, (height, width), uint8, before preprocessing, in words; empty if nothing is."
     height, width = frame.shape
@@ -149,6 +159,11 @@ def frame_warnings(frame: np.ndarray) -> list[str]:
     elif brightest - usual > usual - darkest: found.append('vessels are not dark: inverted already?')
     if max((middle == 255).mean(), (middle == 0).mean()) > 0.2: found.append('saturated: a fifth of the middle is black or white')
     return found
+
+
+def usable(frame: np.ndarray) -> bool:
+    "Return whether a grey frame, (height, width), uint8, can be read: none of its warnings is one of UNUSABLE."
+    return not any(warning.startswith(UNUSABLE) for warning in frame_warnings(frame))
 
 # %% ../nbs/03_preprocessing.ipynb #fa42c071
 PICTURES = {'LI-A': 0, 'RI-A': 1, 'LI-B': 2, 'RI-B': 2, 'LV-A': 3, 'RV-A': 3, 'LV-B': 4, 'RV-B': 4}      # what can be told apart

@@ -28,11 +28,16 @@ __all__ = ['SIDES', 'PIXELS', 'BYTES', 'Study', 'canonical_index', 'find_frames'
 # %% ../nbs/02_studies.ipynb #6cdaaf0f
 @dataclass(frozen=True)
 class Study:
-    "One patient: where the eight frames lie and, if known, the 22 labels."
+    "One patient: where the frames lie and, if known, the 22 labels."
     index: str                    # as written in the CSV, for example '0042'
-    frames: tuple[Path, ...]      # eight files in the order of VIEWS
+    frames: tuple[Path | None, ...]   # eight files in the order of VIEWS; None for a view that was not filmed
     labels: np.ndarray | None     # (22,) uint8 in the order of LABELS; None if unknown
     truth: Path | None = None     # of a simulated patient: the JSON file that says where the aneurysms lie
+
+    @property
+    def present(self) -> np.ndarray:
+        "Which of the eight views there are, (8,), bool."
+        return np.array([path is not None for path in self.frames])
 
 # %% ../nbs/02_studies.ipynb #8175c278
 def canonical_index(text: str) -> str:
@@ -198,7 +203,8 @@ def parse_labels(row: pd.Series) -> tuple[np.ndarray | None, list[tuple[str, str
     return labels, []
 
 # %% ../nbs/02_studies.ipynb #1e06a166
-def read_cohort(csv, images, labelled: bool = True, decode: bool = False) -> tuple[list[Study], pd.DataFrame]:
+def read_cohort(csv, images, labelled: bool = True, decode: bool = False,
+                partial: bool = False) -> tuple[list[Study], pd.DataFrame]:
     """Return the usable studies of a cohort and a table of everything that is wrong with it.
 
     Parameters
@@ -211,6 +217,8 @@ def read_cohort(csv, images, labelled: bool = True, decode: bool = False) -> tup
         Whether the labels are needed; if not, `Study.labels` is None.
     decode : bool
         Whether to read every image to see that it can be read.
+    partial : bool
+        Whether a study that lacks views is usable; what it lacks stands in the table all the same.
 
     Returns
     -------
@@ -238,9 +246,14 @@ def read_cohort(csv, images, labelled: bool = True, decode: bool = False) -> tup
         for problem, mend in wrong: note(row['Index'], csv, line, problem, mend)
         files = [found.get((key, view), []) for view in VIEWS]
         for view, paths in zip(VIEWS, files) if _INDEX.fullmatch(row['Index']) else ():
-            if not paths: note(row['Index'], _image_folder(images) / f'{row["Index"]}{view}.jpg', line, f'the frame {view} is missing', 'add the image or remove the row')
             if len(paths) > 1: note(row['Index'], paths[1], line, f'{paths[0].name} is the same frame', 'keep one of the files')
-        if len(problems) == before: studies.append(Study(row['Index'], tuple(paths[0] for paths in files), labels, _truth_of(csv, row['Index'])))
+        usable, lacking = len(problems) == before, [view for view, paths in zip(VIEWS, files) if not paths]
+        for view in lacking if _INDEX.fullmatch(row['Index']) else ():
+            file = _image_folder(images) / f'{row["Index"]}{view}.jpg'
+            note(row['Index'], file, line, f'the frame {view} is missing', 'add the image or remove the row')
+        if usable and (not lacking or partial and any(files)):
+            paths = tuple(paths[0] if paths else None for paths in files)
+            studies.append(Study(row['Index'], paths, labels, _truth_of(csv, row['Index'])))
     for index in sorted({index for index, _ in found} - set(seen)):
         note(index, next(paths[0] for (i, _), paths in found.items() if i == index), '', 'images without a row in the CSV', 'add a row or remove the images')
     if decode: studies = _decodable(studies, {row['Index']: line for line, row in table.iloc[::-1].iterrows()}, note)
@@ -254,10 +267,10 @@ def _truth_of(csv, index: str) -> Path | None:
 
 
 def _decodable(studies: list[Study], lines: dict[str, int], note) -> list[Study]:
-    "Return the studies whose eight frames can all be read, and note the others."
+    "Return the studies whose frames can all be read, and note the others."
     def unreadable(study):
         errors = []
-        for path in study.frames:
+        for path in filter(None, study.frames):
             try: read_frame(path)
             except FrameError as error: errors.append((path, str(error)))
         return errors

@@ -44,11 +44,10 @@ def positive_weights(population):
     return np.clip(np.sqrt((1 - frequency) / frequency), 1, 10).astype(np.float32)
 
 
-def patients(run, first, epochs, share):
-    """Yield the batches of all epochs from the `first` on; each epoch's patients follow from its number."""
+def patients(first, epochs, pairs):
+    """Yield the batches of all epochs from the `first` on; each pair follows from its number."""
     frames = Preprocessing(512, field=0.75, contrast=0.8)
-    for epoch in range(first, epochs):
-        yield from phantom_batches(*PRESETS["training"], frames, max(2, round(PAIRS * share)), 1000 + epoch, Augmentation(), uses=USES)
+    return phantom_batches(*PRESETS["training"], frames, range(first * pairs, epochs * pairs), 1000, Augmentation(), uses=USES)
 
 
 if __name__ == "__main__":
@@ -73,7 +72,8 @@ if __name__ == "__main__":
     model = load_model(args.start) if args.start else vessel_model()
     outputs = {"scores": model.get_layer("scores").output, "maps": model.output["maps"], "looks": model.output["looks"]}
     trainer = keras.Model(model.input, outputs)
-    steps = USES * max(2, round(PAIRS * args.share))
+    pairs = max(2, round(PAIRS * args.share))
+    steps = USES * pairs
     total = steps * args.epochs
     warm = total // 25
     pace = keras.optimizers.schedules.CosineDecay(RATE / 20, total - warm, warmup_target=RATE, warmup_steps=warm)
@@ -90,7 +90,7 @@ if __name__ == "__main__":
     }
 
     def batches():
-        for frames, targets in patients(args.run, first, args.epochs, args.share):
+        for frames, targets in patients(first, args.epochs, pairs):
             yield frames, {"scores": targets["labels"], "maps": targets["maps"], "looks": targets["maps"]}
 
     class Keep(keras.callbacks.Callback):
@@ -121,7 +121,7 @@ if __name__ == "__main__":
     lines = [json.loads(line) for line in (args.run / "history.jsonl").read_text().splitlines()]
     record = {
         "settings": {"start": args.start and args.start.name, "epochs": args.epochs, "pairs": PAIRS, "uses": USES, "learning rate": RATE},
-        "cohorts": {"training": {"preset": "training", "seeds": [1000, 999 + args.epochs]},
+        "cohorts": {"training": {"preset": "training", "seed": 1000, "patients": 2 * PAIRS * args.epochs},
                     "valid": {"preset": preset, "patients": count, "seed": seed, "pixels": 720}},
         "versions": {"coding_vessels": __version__, "keras": keras.__version__, "numpy": np.__version__},
         "history": {name: [line[name] for line in lines] for name in lines[0]},
