@@ -57,7 +57,7 @@ def _viewer(dataset) -> Dataset | None:
     viewer.file_meta = dataset.file_meta                                                 # the order of the table's bytes
     if table and 'LUTData' in table[0]:
         viewer.VOILUTSequence = [Dataset(table[0])]
-        viewer.VOILUTSequence[0].LUTDescriptor = [*table[0].LUTDescriptor[:2], 16]       # with 8, pydicom cuts the pixels to 8 bits before it looks them up
+        viewer.VOILUTSequence[0].LUTDescriptor = [*table[0].LUTDescriptor[:2], 16]       # at 8, pydicom cuts the pixels to 8 bits first
         return viewer
     for name in ('WindowCenter', 'WindowWidth', 'VOILUTFunction'):
         if dataset.get(name) is not None: viewer.add(dataset[name])
@@ -80,7 +80,7 @@ def grey_frames(dataset) -> np.ndarray:
     ndarray, shape (frames, height, width), uint8
         Vessels as dark as a viewer would show them.
     """
-    pixels = dataset.pixel_array                                                         # colours come as red, green, blue, unless they are in a palette
+    pixels = dataset.pixel_array                                                         # colours: red, green, blue
     if dataset.SamplesPerPixel > 1:
         return np.stack([_luminance(colours, dataset.BitsStored) for colours in pixels.reshape(-1, *pixels.shape[-3:])])
     frames = pixels.reshape(-1, *pixels.shape[-2:])                                      # one after the other: windowed values take eight bytes a pixel
@@ -92,11 +92,13 @@ def grey_frames(dataset) -> np.ndarray:
         show = lambda frame: apply_modality_lut(frame, dataset)
         low, high = _span(map(show, frames))
         low = min(0, low)
-        grey = np.stack([((show(frame) - low).astype(np.int64) >> max(0, int(high - low).bit_length() - 8)).astype(np.uint8) for frame in frames])
+        spare = max(0, int(high - low).bit_length() - 8)
+        grey = np.stack([((show(frame) - low).astype(np.int64) >> spare).astype(np.uint8) for frame in frames])
     else:
         show = lambda frame: np.asarray(apply_voi_lut(apply_modality_lut(frame, dataset), viewer), float)
         low, high = _span(map(show, frames)) if 'VOILUTSequence' in viewer else (0, 255)
-        grey = np.stack([np.round((show(frame) - low) * (255 / max(high - low, 1e-9))).clip(0, 255).astype(np.uint8) for frame in frames])
+        share = 255 / max(high - low, 1e-9)
+        grey = np.stack([np.round((show(frame) - low) * share).clip(0, 255).astype(np.uint8) for frame in frames])
     return 255 - grey if dataset.PhotometricInterpretation == 'MONOCHROME1' else grey
 
 # %% ../nbs/02a_dicom.ipynb #a9fae5c1
@@ -207,7 +209,7 @@ def is_mirrored(dataset, view: str) -> bool | None:
         One of `VIEWS`: frontals have the patient's left at the right, laterals the face at the left.
     """
     frontal = view.endswith('A')
-    rows = tag_of(dataset, 'PatientOrientation').strip("['")[:1]                         # where a row runs: to the left, right, front (anterior) or back (posterior)
+    rows = tag_of(dataset, 'PatientOrientation').strip("['")[:1]                         # where a row runs: left, right, anterior, posterior
     if rows and rows in ('LR' if frontal else 'PA'): return rows in 'RA'
     angle = math.radians(angle_of(dataset) % 360)
     along = math.cos(angle) if frontal else math.sin(angle)
@@ -217,6 +219,14 @@ def is_mirrored(dataset, view: str) -> bool | None:
 def _printable(name: str) -> str:
     "Return a file's name with forward slashes; bytes that are no UTF-8 stand as backslash codes."
     return os.fsencode(name).decode('utf-8', 'backslashreplace').replace(os.sep, '/')
+
+
+def _files_below(source: Path, problems: list) -> dict[str, Path]:
+    "Return the files of a folder and below, by their names in it; note the folders that cannot be read."
+    name_of = lambda path: _printable(os.path.relpath(path, source))
+    why = lambda error: (f'the folder cannot be read ({error.strerror})', 'give the right to read it')
+    walk = os.walk(source, onerror=lambda error: problems.append(('', name_of(error.filename), *why(error))))
+    return {name_of(path): path for folder, _, names in walk for path in (Path(folder, name) for name in names)}
 
 
 def _read_mapping(mapping, files) -> dict[str, tuple[str, str, str]]:
@@ -234,12 +244,8 @@ def _read_mapping(mapping, files) -> dict[str, tuple[str, str, str]]:
     return {row['file']: (row['Patient'], row.get('study', ''), row['view']) for _, row in table.iterrows()}
 
 # %% ../nbs/02a_dicom.ipynb #84d6f0b5
-_OPEN = ('the patient is open (no PatientID)', 'the study is open (no StudyInstanceUID)', 'the view is open')
-_BELONGS = {'A': "the patient's left belongs at the right", 'B': 'the face belongs at the left'}
-
-
 class _Kept(NamedTuple):
-    "A frame that is kept: its file, its picture, the study's date, and what should be looked at in it, as problem and what to add to the mend."
+    "A frame that is kept: its file, its picture, the study's date, and what to look at, as problem and more of the mend."
     file: str
     picture: Path
     date: str
@@ -248,62 +254,87 @@ class _Kept(NamedTuple):
 
 def _doubts(dataset, view: str, mirrored: bool | None) -> list[tuple[str, str]]:
     "Return what should be looked at in the frame of a DICOM object."
+    belongs = "; the patient's left belongs at the right" if view.endswith('A') else '; the face belongs at the left'
+    unsubtracted = 'the run names a mask to subtract, so it may be stored unsubtracted'
     doubts = [(tag_of(dataset, 'BurnedInAnnotation') != 'NO', 'text may be burned into the frame', ''),
-              ('MaskSubtractionSequence' in dataset, 'the run names a mask to subtract, so it may be stored unsubtracted', '; export the subtracted run'),
-              (mirrored, 'the frame was filmed from the other side, so it was mirrored', f'; {_BELONGS[view[-1]]}'),
-              (mirrored is None, 'the file does not say from which side the frame was filmed', f'; {_BELONGS[view[-1]]}')]
+              ('MaskSubtractionSequence' in dataset, unsubtracted, '; export the subtracted run'),
+              (mirrored, 'the frame was filmed from the other side, so it was mirrored', belongs),
+              (mirrored is None, 'the file does not say from which side the frame was filmed', belongs)]
     return [(problem, more) for doubted, problem, more in doubts if doubted]
 
 
-def _collect(files: dict[str, Path], chosen: dict, projection: str, folder: Path, problems: list) -> dict[tuple[str, str], dict[str, _Kept]]:
-    "Write the frame of each file into a folder; return what is kept by patient and study, then view, and note what is not."
-    found = {}
-    for number, name in enumerate(tqdm(sorted(files, key=lambda name: (name not in chosen, name)), desc='importing', unit='file', delay=3)):      # what the mapping names comes first
-        try: dataset, frames = read_dicom(files[name])
+def _take(path: Path, mapped: tuple[str, str, str], projection: str) -> tuple:
+    "Return patient, study, view, frame, date and doubts of a DICOM file; what the mapping says goes first."
+    dataset, frames = read_dicom(path)
+    own = tag_of(dataset, 'PatientID'), tag_of(dataset, 'StudyInstanceUID'), view_of(dataset)
+    patient, study, view = said = [said or tag for said, tag in zip(mapped, own)]
+    names = 'the patient (no PatientID)', 'the study (no StudyInstanceUID)', 'the view'
+    left = [name for name, value in zip(names, said) if not value]
+    if left: raise FrameError(f'{path} leaves {" and ".join(left)} open; add a row{"" if study else " with a study"} to the mapping.')
+    frame, mirrored = best_frame(frames, projection), is_mirrored(dataset, view)
+    return *said, frame[:, ::-1] if mirrored else frame, tag_of(dataset, 'StudyDate'), _doubts(dataset, view, mirrored)
+
+# %% ../nbs/02a_dicom.ipynb #f4a19b63
+def _collect(files: dict[str, Path], chosen: dict, projection: str, folder: Path, problems: list) -> dict:
+    "Write the frame of each file into a folder; return what is kept, by (patient, study) and view; note what is not."
+    found, order = {}, sorted(files, key=lambda name: (name not in chosen, name))        # what the mapping names comes first
+    for number, name in enumerate(tqdm(order, desc='importing', unit='file', delay=3)):
+        path, picture = files[name], folder / f'{number}.png'
+        try: patient, study, view, frame, date, doubts = _take(path, chosen.get(name, ('', '', '')), projection)
         except FrameError as error:
-            problems.append(('', name, *str(error).removeprefix(f'{files[name]} ').rstrip('.').split('; ')))
+            problems.append(('', name, *str(error).removeprefix(f'{path} ').rstrip('.').split('; ')))
             continue
-        said = (tag_of(dataset, 'PatientID'), tag_of(dataset, 'StudyInstanceUID'), view_of(dataset))
-        patient, study, view = one = [mapped or own for mapped, own in zip(chosen.get(name, ('', '', '')), said)]
-        if not all(one): problems.append(('', name, ', '.join(text for text, value in zip(_OPEN, one) if not value), f'add a row{"" if study else " with a study"} to the mapping'))
-        elif view in found.get((patient, study), {}): problems.append(('', name, f'another file shows {view} of the same study', 'name one of them in the mapping, remove the other'))
-        else:
-            frame, mirrored = best_frame(frames, projection), is_mirrored(dataset, view)
-            Image.fromarray(frame[:, ::-1] if mirrored else frame).save(folder / f'{number}.png')
-            found.setdefault((patient, study), {})[view] = _Kept(name, folder / f'{number}.png', tag_of(dataset, 'StudyDate'), _doubts(dataset, view, mirrored))
+        kept = found.setdefault((patient, study), {})
+        if view in kept:
+            mend = 'name one of them in the mapping, remove the other'
+            problems.append(('', name, f'another file shows {view} of the same study', mend))
+            continue
+        Image.fromarray(frame).save(picture)
+        kept[view] = _Kept(name, picture, date, doubts)
     return found
 
-# %% ../nbs/02a_dicom.ipynb #b9c27e14
+
+def _lacks(found: dict) -> list[tuple[str, str, str, str]]:
+    "Return what the incomplete studies lack, as Index, file, problem, mend."
+    lacking = {one: [view for view in VIEWS if view not in kept] for one, kept in sorted(found.items())}
+    return [('', next(iter(found[one].values())).file, f'this study lacks {", ".join(views)}', 'add the files or map them')
+            for one, views in lacking.items() if views]
+
+
 def _notes(studies: dict[str, tuple[str, str]], found: dict) -> list[tuple[str, str, str, str]]:
     "Return what must be looked at in the studies that are imported, as Index, file, problem, mend."
     notes, first = [], {}
     for index, (patient, study) in studies.items():
         kept = found[patient, study]
         if first.setdefault(patient, index) != index:
-            notes.append((index, kept[VIEWS[0]].file, f'another study of the same patient is {first[patient]}', 'keep both in one part when you split the cohort'))
-        notes += [(index, kept[view].file, problem, f'look at {index}{view}.png{more}') for view in VIEWS for problem, more in kept[view].doubts]
+            again = f'another study of the same patient is {first[patient]}'
+            notes.append((index, kept[VIEWS[0]].file, again, 'keep both in one part when you split the cohort'))
+        notes += [(index, kept[view].file, problem, f'look at {index}{view}.png{more}')
+                  for view in VIEWS for problem, more in kept[view].doubts]
     return notes
 
-
+# %% ../nbs/02a_dicom.ipynb #b9c27e14
 def _write_key(key: Path, studies: dict[str, tuple[str, str]], found: dict) -> None:
     "Write the way back to the patients into a new file that nobody but its owner can read, from its first byte on."
-    rows = [(index, patient, study, found[patient, study][view].date, view, found[patient, study][view].file) for index, (patient, study) in studies.items() for view in VIEWS]
+    rows = [(index, *one, found[one][view].date, view, found[one][view].file) for index, one in studies.items() for view in VIEWS]
+    table = pd.DataFrame(rows, columns=['Index', 'patient', 'study', 'date', 'view', 'file'])
     key.parent.mkdir(parents=True, exist_ok=True)
     file = open(key, 'x', encoding='utf-8', newline='', opener=lambda path, flags: os.open(path, flags, 0o600))
     try:
-        with file: pd.DataFrame(rows, columns=['Index', 'patient', 'study', 'date', 'view', 'file']).to_csv(file, index=False)
+        with file: table.to_csv(file, index=False)
     except BaseException:
         key.unlink()
         raise
 
 
 def _write_imported(beside: Path, out: Path, key: Path, studies: dict[str, tuple[str, str]], found: dict) -> None:
-    "Give the pictures their names, and move the cohort to its place; the key first, so that no cohort stands without its key."
+    "Name the pictures and move the cohort to its place; the key first, so that no cohort stands without its key."
     for index, one in studies.items():
         for view in VIEWS: found[one][view].picture.rename(beside / f'images/{index}{view}.png').touch()
     for one in found.keys() - set(studies.values()):
         for kept in found[one].values(): kept.picture.unlink()
-    pd.DataFrame(0, index=range(len(studies)), columns=list(COLUMNS)).assign(Index=list(studies)).to_csv(beside / 'test.csv', index=False)
+    table = pd.DataFrame(0, index=range(len(studies)), columns=list(COLUMNS)).assign(Index=list(studies))
+    table.to_csv(beside / 'test.csv', index=False)
     _write_key(key, studies, found)
     try: os.rename(beside, out)
     except OSError:
@@ -312,7 +343,7 @@ def _write_imported(beside: Path, out: Path, key: Path, studies: dict[str, tuple
 
 # %% ../nbs/02a_dicom.ipynb #05825488
 def import_dicom(source, out, key, mapping=None, projection: str = 'filling', seed: int | None = None) -> pd.DataFrame:
-    """Write a cohort in the competition's layout from a folder of DICOM files, and return what was left out or must be looked at.
+    """Write a cohort from a folder of DICOM files, one row a study, and return what was left out or must be looked at.
 
     Parameters
     ----------
@@ -321,9 +352,11 @@ def import_dicom(source, out, key, mapping=None, projection: str = 'filling', se
     out : str or Path
         The cohort's folder; new.
     key : str or Path
-        A CSV outside `out` that gets Index, patient, study, date, view, file of each frame: the only way back to the patients. Keep it apart.
+        A CSV outside `out` that gets Index, patient, study, date, view, file of each frame: the only way back to the
+        patients. Keep it apart.
     mapping : str or Path, optional
-        A CSV with the columns file (relative to `source`), Patient and view, and perhaps study, for what the files themselves leave open.
+        A CSV with the columns file (relative to `source`), Patient and view, and perhaps study; it goes before what
+        the files say.
     projection : 'filling' or 'minimum'
         See `best_frame`.
     seed : int, optional
@@ -337,7 +370,8 @@ def import_dicom(source, out, key, mapping=None, projection: str = 'filling', se
     Raises
     ------
     FileNotFoundError, FileExistsError, ValueError
-        If there is no such folder, `out` or `key` exists, the key would lie inside the cohort, or no study has all eight views.
+        If there is no such folder, `out` or `key` exists, the key would lie inside the cohort, or no study has all
+        eight views.
     """
     source, out, key = Path(source), Path(out), Path(key)
     if not source.is_dir(): raise FileNotFoundError(f'{source} is not a folder; give the folder of the DICOM files.')
@@ -345,18 +379,16 @@ def import_dicom(source, out, key, mapping=None, projection: str = 'filling', se
         if path.exists(): raise FileExistsError(f'{path} exists; choose another name.')
     if out.resolve() in (key.resolve(), *key.resolve().parents): raise ValueError(f'{key} lies inside the cohort; keep the key apart.')
     problems = []
-    closed = lambda error: problems.append(('', _printable(os.path.relpath(error.filename, source)), f'the folder cannot be read ({error.strerror})', 'give the right to read it'))
-    files = {_printable(os.path.relpath(os.path.join(folder, name), source)): Path(folder) / name for folder, _, names in os.walk(source, onerror=closed) for name in names}
+    files = _files_below(source, problems)
     chosen, beside = _read_mapping(mapping, files), out.with_name(f'{out.name}.{os.getpid()}.partial')
     table = lambda: pd.DataFrame(problems, columns=['Index', 'file', 'problem', 'mend'])
+    (beside / 'images').mkdir(parents=True)
     try:
-        (beside / 'images').mkdir(parents=True)
         found = _collect(files, chosen, projection, beside / 'images', problems)
         whole = [one for one, kept in sorted(found.items()) if len(kept) == len(VIEWS)]
-        for _, kept in sorted(found.items()):
-            lacking = [view for view in VIEWS if view not in kept]
-            if lacking: problems.append(('', next(iter(kept.values())).file, f'this study lacks {", ".join(lacking)}', 'add the files or map them'))
-        if not whole: raise ValueError(f'{source} has no study with all eight views; ' + (f'mend what is listed here.\n{table().to_string(index=False)}' if problems else 'it holds no file.'))
+        problems += _lacks(found)
+        wrong = f'mend what is listed here.\n{table().to_string(index=False)}' if problems else 'it holds no file.'
+        if not whole: raise ValueError(f'{source} has no study with all eight views; {wrong}')
         order = np.random.default_rng(seed).permutation(len(whole))
         studies = {f'{number:04d}': whole[i] for number, i in enumerate(order, 1)}
         problems += _notes(studies, found)
