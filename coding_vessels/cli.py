@@ -58,7 +58,7 @@ def import_dicom(args) -> int:
     problems = dicom.import_dicom(args.folder, args.out, args.key, args.mapping, args.projection)
     with pd.option_context('display.max_rows', None, 'display.max_colwidth', None, 'display.width', None):
         if len(problems): print(problems.to_string(index=False))
-    print(f'{len(pd.read_csv(Path(args.out) / "test.csv"))} patients: {args.out}; the way back to them: {args.key}')
+    print(f'{len(pd.read_csv(Path(args.out) / "test.csv"))} studies: {args.out}; the way back to the patients: {args.key}')
     return 3 if (problems.Index == '').any() else 0
 
 # %% ../nbs/11_cli.ipynb #881a935a
@@ -264,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
          ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')), ('--workers', dict(type=int, default=-1, help='processes; by default one a core')))
     verb(check, csv, images, ('--unlabelled', dict(action='store_true', help='the CSV needs no labels')))
     verb(import_dicom, ('folder', dict(help='all files in it and below are tried')), ('--out', dict(required=True, help='new folder of the cohort')),
-         ('--key', dict(required=True, help='new CSV outside the cohort: which index was which patient')), ('--mapping', dict(help='CSV with file, Patient, view for what the files leave open')),
+         ('--key', dict(required=True, help='new CSV outside the cohort: which index was which patient and study')), ('--mapping', dict(help='CSV with file, Patient, view, and perhaps study, for what the files leave open')),
          ('--projection', dict(choices=('filling', 'minimum'), default='filling', help='the frame in which the arteries are darkest (default), or the darkest value of each pixel')))
     verb(train, csv, images, ('--preset', dict(choices=('vessel', 'kium', 'report'), default='vessel', help='vessel: ours, a laptop; kium: ours with ResNet50, ImageNet, 720 px, a GPU; report: the network of the 2023 report')),
          ('--out', dict(required=True, help='run folder')), seed, ('--epochs', dict(type=int)), ('--batch-size', dict(type=int)),

@@ -5,27 +5,63 @@
 # %% ../nbs/02a_dicom.ipynb #cd09f464
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pydicom
 from joblib.externals.loky import ProcessPoolExecutor
 from PIL import Image
+from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from tqdm import tqdm
 
 from .anatomy import COLUMNS, VIEWS
-from .studies import PIXELS, SIDES, FrameError, check_file, read_table, write_csvs
+from .studies import PIXELS, SIDES, FrameError, check_file, read_table
 
 # %% auto #0
-__all__ = ['LONGEST', 'grey_frames', 'best_frame', 'read_dicom', 'tag_of', 'view_of', 'import_dicom']
+__all__ = ['LONGEST', 'grey_frames', 'best_frame', 'read_dicom', 'tag_of', 'angle_of', 'view_of', 'is_mirrored', 'import_dicom']
+
+# %% ../nbs/02a_dicom.ipynb #5b0c3a71
+def _span(frames) -> tuple[float, float]:
+    "Return the lowest and highest value of some frames."
+    lows, highs = zip(*((frame.min(), frame.max()) for frame in frames))
+    return min(lows), max(highs)
+
+
+def _luminance(colours: np.ndarray, bits: int) -> np.ndarray:
+    "Return red, green and blue of some bits, (height, width, 3 or more), as grey levels."
+    return np.asarray(Image.fromarray((colours[..., :3] >> max(0, bits - 8)).astype(np.uint8)).convert('L'))
+
+
+def _palette(dataset) -> int:
+    "Return the bits of a palette's colours; raises where pydicom would look up wrong colours without a word."
+    entries, _, bits = dataset.RedPaletteColorLookupTableDescriptor
+    if bits == 8 and not 0 < entries <= 256: raise ValueError('a palette of more than 256 entries of 8 bits')
+    return bits
+
+
+def _viewer(dataset) -> Dataset | None:
+    "Return the table or window of a DICOM object alone, a window set for 0 to 255; None if it has neither."
+    viewer, table = Dataset(), dataset.get('VOILUTSequence')
+    viewer.PhotometricInterpretation, viewer.BitsStored, viewer.PixelRepresentation = 'MONOCHROME2', 8, 0
+    viewer.file_meta = dataset.file_meta                                                 # the order of the table's bytes
+    if table and 'LUTData' in table[0]:
+        viewer.VOILUTSequence = [Dataset(table[0])]
+        viewer.VOILUTSequence[0].LUTDescriptor = [*table[0].LUTDescriptor[:2], 16]       # at 8, pydicom cuts the pixels to 8 bits first
+        return viewer
+    for name in ('WindowCenter', 'WindowWidth', 'VOILUTFunction'):
+        if dataset.get(name) is not None: viewer.add(dataset[name])
+    return viewer if 'WindowCenter' in viewer and 'WindowWidth' in viewer else None
 
 # %% ../nbs/02a_dicom.ipynb #84ce740c
 LONGEST = 1_000              # frames of a run that is read
@@ -44,41 +80,30 @@ def grey_frames(dataset) -> np.ndarray:
     ndarray, shape (frames, height, width), uint8
         Vessels as dark as a viewer would show them.
     """
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
-    pixels = dataset.pixel_array                                                         # colours come as red, green, blue, whatever is stored
+    pixels = dataset.pixel_array                                                         # colours: red, green, blue
     if dataset.SamplesPerPixel > 1:
-        colours = pixels.reshape(-1, *pixels.shape[-3:])
-        return np.stack([np.asarray(Image.fromarray(colour.astype(np.uint8)).convert('L')) for colour in colours])
+        return np.stack([_luminance(colours, dataset.BitsStored) for colours in pixels.reshape(-1, *pixels.shape[-3:])])
     frames = pixels.reshape(-1, *pixels.shape[-2:])                                      # one after the other: windowed values take eight bytes a pixel
-    if 'WindowCenter' in dataset or 'VOILUTSequence' in dataset:
-        show = lambda frame: np.asarray(apply_voi_lut(apply_modality_lut(frame, dataset), dataset), float)
-        low, high = _window(dataset, map(show, frames))
-        grey = np.stack([np.round((show(frame) - low) * (255 / max(high - low, 1e-9))).clip(0, 255).astype(np.uint8) for frame in frames])
-    else:
-        show = lambda frame: np.asarray(apply_modality_lut(frame, dataset))
+    if dataset.PhotometricInterpretation == 'PALETTE COLOR':
+        bits = _palette(dataset)
+        return np.stack([_luminance(apply_color_lut(frame, dataset), bits) for frame in frames])
+    viewer = _viewer(dataset)
+    if viewer is None:
+        show = lambda frame: apply_modality_lut(frame, dataset)
         low, high = _span(map(show, frames))
         low = min(0, low)
-        grey = np.stack([((show(frame) - low).astype(np.int64) >> max(0, int(high - low).bit_length() - 8)).astype(np.uint8) for frame in frames])
+        spare = max(0, int(high - low).bit_length() - 8)
+        grey = np.stack([((show(frame) - low).astype(np.int64) >> spare).astype(np.uint8) for frame in frames])
+    else:
+        show = lambda frame: np.asarray(apply_voi_lut(apply_modality_lut(frame, dataset), viewer), float)
+        low, high = _span(map(show, frames)) if 'VOILUTSequence' in viewer else (0, 255)
+        share = 255 / max(high - low, 1e-9)
+        grey = np.stack([np.round((show(frame) - low) * share).clip(0, 255).astype(np.uint8) for frame in frames])
     return 255 - grey if dataset.PhotometricInterpretation == 'MONOCHROME1' else grey
 
 # %% ../nbs/02a_dicom.ipynb #a9fae5c1
-def _span(frames) -> tuple[float, float]:
-    "Return the lowest and highest value of some frames."
-    lows, highs = zip(*((frame.min(), frame.max()) for frame in frames))
-    return min(lows), max(highs)
-
-
-def _window(dataset, windowed) -> tuple[float, float]:
-    "Return the lowest and highest number that the window or table of a DICOM object can give."
-    if 'VOILUTSequence' in dataset or getattr(dataset, 'VOILUTFunction', 'LINEAR') == 'SIGMOID': return _span(windowed)
-    bits = int(dataset.BitsStored)
-    low, high = (-2 ** (bits - 1), 2 ** (bits - 1) - 1) if dataset.PixelRepresentation else (0, 2 ** bits - 1)
-    slope, intercept = float(getattr(dataset, 'RescaleSlope', 1)), float(getattr(dataset, 'RescaleIntercept', 0))
-    return low * slope + intercept, high * slope + intercept
-
-
 def best_frame(frames: np.ndarray, projection: str = 'filling') -> np.ndarray:
-    """Return one frame of a run, (height, width), uint8.
+    """Return one frame of a run, (height, width), uint8; a copy, so that the run can be forgotten.
 
     Parameters
     ----------
@@ -89,7 +114,7 @@ def best_frame(frames: np.ndarray, projection: str = 'filling') -> np.ndarray:
     if projection not in ('filling', 'minimum'): raise ValueError(f"'{projection}' is no projection; use 'filling' or 'minimum'.")
     if projection == 'minimum': return frames.min(axis=0)
     background = frames.max(axis=0)
-    return frames[int(np.argmax([np.percentile(background - frame, 99.5) for frame in frames]))]
+    return frames[int(np.argmax([np.percentile(background - frame, 99.5) for frame in frames]))].copy()
 
 # %% ../nbs/02a_dicom.ipynb #f738b3bd
 def _decoded(path) -> np.ndarray:
@@ -159,18 +184,166 @@ def tag_of(dataset, name: str) -> str:
     except Exception: return ''                                                          # pydicom decodes tags when they are asked for; damage shows only then
 
 
+def angle_of(dataset) -> float:
+    "Return how far the detector is turned from the patient's chest towards the patient's left, in degrees; nan if the file does not say."
+    try: return float(tag_of(dataset, 'PositionerPrimaryAngle'))
+    except ValueError: return math.nan
+
+
 def view_of(dataset) -> str | None:
     "Return the view that angles and description of a DICOM object agree on, or None if they leave it open."
     text = ' '.join(tag_of(dataset, name) for name in ('SeriesDescription', 'ProtocolName', 'AcquisitionDescription', 'ImageComments')).lower().replace('_', ' ')
     named = [[key for key, pattern in table.items() if re.search(pattern, text)] for table in (_SIDE, _ARTERY)]
-    try: angle = abs(float(tag_of(dataset, 'PositionerPrimaryAngle')))
-    except ValueError: return None
+    angle = abs(angle_of(dataset))
     plane = 'A' if angle <= 40 else 'B' if 60 <= angle <= 120 else None
     return f'{named[0][0]}{named[1][0]}-{plane}' if plane and all(len(keys) == 1 for keys in named) else None
 
+# %% ../nbs/02a_dicom.ipynb #1f7e5d30
+def is_mirrored(dataset, view: str) -> bool | None:
+    """Return whether the frames of a DICOM object are mirror images of what a view shows here, or None if the file leaves it open.
+
+    Parameters
+    ----------
+    dataset : pydicom.Dataset
+    view : str
+        One of `VIEWS`: frontals have the patient's left at the right, laterals the face at the left.
+    """
+    frontal = view.endswith('A')
+    rows = tag_of(dataset, 'PatientOrientation').strip("['")[:1]                         # where a row runs: left, right, anterior, posterior
+    if rows and rows in ('LR' if frontal else 'PA'): return rows in 'RA'
+    angle = math.radians(angle_of(dataset) % 360)
+    along = math.cos(angle) if frontal else math.sin(angle)
+    return along < 0 if abs(along) >= 0.5 else None
+
+# %% ../nbs/02a_dicom.ipynb #7dd47139
+def _printable(name: str) -> str:
+    "Return a file's name with forward slashes; bytes that are no UTF-8 stand as backslash codes."
+    return os.fsencode(name).decode('utf-8', 'backslashreplace').replace(os.sep, '/')
+
+
+def _files_below(source: Path, problems: list) -> dict[str, Path]:
+    "Return the files of a folder and below, by their names in it; note the folders that cannot be read."
+    name_of = lambda path: _printable(os.path.relpath(path, source))
+    why = lambda error: (f'the folder cannot be read ({error.strerror})', 'give the right to read it')
+    walk = os.walk(source, onerror=lambda error: problems.append(('', name_of(error.filename), *why(error))))
+    return {name_of(path): path for folder, _, names in walk for path in (Path(folder, name) for name in names)}
+
+
+def _read_mapping(mapping, files) -> dict[str, tuple[str, str, str]]:
+    "Return patient, study (perhaps empty) and view by file of a mapping; every row must name one of the files, and none twice."
+    if mapping is None: return {}
+    table = read_table(mapping, key='file')
+    missing = [name for name in ('file', 'Patient', 'view') if name not in table.columns]
+    if missing: raise ValueError(f'{mapping} lacks the columns {", ".join(missing)}; add them.')
+    table['file'] = table['file'].where(table['file'].isin(list(files)), table['file'].str.replace('\\', '/'))
+    for line, row in table.iterrows():
+        if row['view'] not in VIEWS: raise ValueError(f"{mapping}, line {line}: '{row['view']}' is no view; use one of {', '.join(VIEWS)}.")
+        if row['file'] not in files: raise ValueError(f"{mapping}, line {line}: there is no file '{row['file']}'; write it as it lies in the folder.")
+        if not row['Patient']: raise ValueError(f'{mapping}, line {line}: the row has no Patient; write one.')
+    if table['file'].duplicated().any(): raise ValueError(f"{mapping} names {table['file'][table['file'].duplicated()].iloc[0]} twice; keep one of the rows.")
+    return {row['file']: (row['Patient'], row.get('study', ''), row['view']) for _, row in table.iterrows()}
+
+# %% ../nbs/02a_dicom.ipynb #84d6f0b5
+class _Kept(NamedTuple):
+    "A frame that is kept: its file, its picture, the study's date, and what to look at, as problem and more of the mend."
+    file: str
+    picture: Path
+    date: str
+    doubts: list[tuple[str, str]]
+
+
+def _doubts(dataset, view: str, mirrored: bool | None) -> list[tuple[str, str]]:
+    "Return what should be looked at in the frame of a DICOM object."
+    belongs = "; the patient's left belongs at the right" if view.endswith('A') else '; the face belongs at the left'
+    unsubtracted = 'the run names a mask to subtract, so it may be stored unsubtracted'
+    doubts = [(tag_of(dataset, 'BurnedInAnnotation') != 'NO', 'text may be burned into the frame', ''),
+              ('MaskSubtractionSequence' in dataset, unsubtracted, '; export the subtracted run'),
+              (mirrored, 'the frame was filmed from the other side, so it was mirrored', belongs),
+              (mirrored is None, 'the file does not say from which side the frame was filmed', belongs)]
+    return [(problem, more) for doubted, problem, more in doubts if doubted]
+
+
+def _take(path: Path, mapped: tuple[str, str, str], projection: str) -> tuple:
+    "Return patient, study, view, frame, date and doubts of a DICOM file; what the mapping says goes first."
+    dataset, frames = read_dicom(path)
+    own = tag_of(dataset, 'PatientID'), tag_of(dataset, 'StudyInstanceUID'), view_of(dataset)
+    patient, study, view = said = [said or tag for said, tag in zip(mapped, own)]
+    names = 'the patient (no PatientID)', 'the study (no StudyInstanceUID)', 'the view'
+    left = [name for name, value in zip(names, said) if not value]
+    if left: raise FrameError(f'{path} leaves {" and ".join(left)} open; add a row{"" if study else " with a study"} to the mapping.')
+    frame, mirrored = best_frame(frames, projection), is_mirrored(dataset, view)
+    return *said, frame[:, ::-1] if mirrored else frame, tag_of(dataset, 'StudyDate'), _doubts(dataset, view, mirrored)
+
+# %% ../nbs/02a_dicom.ipynb #f4a19b63
+def _collect(files: dict[str, Path], chosen: dict, projection: str, folder: Path, problems: list) -> dict:
+    "Write the frame of each file into a folder; return what is kept, by (patient, study) and view; note what is not."
+    found, order = {}, sorted(files, key=lambda name: (name not in chosen, name))        # what the mapping names comes first
+    for number, name in enumerate(tqdm(order, desc='importing', unit='file', delay=3)):
+        path, picture = files[name], folder / f'{number}.png'
+        try: patient, study, view, frame, date, doubts = _take(path, chosen.get(name, ('', '', '')), projection)
+        except FrameError as error:
+            problems.append(('', name, *str(error).removeprefix(f'{path} ').rstrip('.').split('; ')))
+            continue
+        kept = found.setdefault((patient, study), {})
+        if view in kept:
+            mend = 'name one of them in the mapping, remove the other'
+            problems.append(('', name, f'another file shows {view} of the same study', mend))
+            continue
+        Image.fromarray(frame).save(picture)
+        kept[view] = _Kept(name, picture, date, doubts)
+    return found
+
+
+def _lacks(found: dict) -> list[tuple[str, str, str, str]]:
+    "Return what the incomplete studies lack, as Index, file, problem, mend."
+    lacking = {one: [view for view in VIEWS if view not in kept] for one, kept in sorted(found.items())}
+    return [('', next(iter(found[one].values())).file, f'this study lacks {", ".join(views)}', 'add the files or map them')
+            for one, views in lacking.items() if views]
+
+
+def _notes(studies: dict[str, tuple[str, str]], found: dict) -> list[tuple[str, str, str, str]]:
+    "Return what must be looked at in the studies that are imported, as Index, file, problem, mend."
+    notes, first = [], {}
+    for index, (patient, study) in studies.items():
+        kept = found[patient, study]
+        if first.setdefault(patient, index) != index:
+            again = f'another study of the same patient is {first[patient]}'
+            notes.append((index, kept[VIEWS[0]].file, again, 'keep both in one part when you split the cohort'))
+        notes += [(index, kept[view].file, problem, f'look at {index}{view}.png{more}')
+                  for view in VIEWS for problem, more in kept[view].doubts]
+    return notes
+
+# %% ../nbs/02a_dicom.ipynb #b9c27e14
+def _write_key(key: Path, studies: dict[str, tuple[str, str]], found: dict) -> None:
+    "Write the way back to the patients into a new file that nobody but its owner can read, from its first byte on."
+    rows = [(index, *one, found[one][view].date, view, found[one][view].file) for index, one in studies.items() for view in VIEWS]
+    table = pd.DataFrame(rows, columns=['Index', 'patient', 'study', 'date', 'view', 'file'])
+    key.parent.mkdir(parents=True, exist_ok=True)
+    file = open(key, 'x', encoding='utf-8', newline='', opener=lambda path, flags: os.open(path, flags, 0o600))
+    try:
+        with file: table.to_csv(file, index=False)
+    except BaseException:
+        key.unlink()
+        raise
+
+
+def _write_imported(beside: Path, out: Path, key: Path, studies: dict[str, tuple[str, str]], found: dict) -> None:
+    "Name the pictures and move the cohort to its place; the key first, so that no cohort stands without its key."
+    for index, one in studies.items():
+        for view in VIEWS: found[one][view].picture.rename(beside / f'images/{index}{view}.png').touch()
+    for one in found.keys() - set(studies.values()):
+        for kept in found[one].values(): kept.picture.unlink()
+    table = pd.DataFrame(0, index=range(len(studies)), columns=list(COLUMNS)).assign(Index=list(studies))
+    table.to_csv(beside / 'test.csv', index=False)
+    _write_key(key, studies, found)
+    try: os.rename(beside, out)
+    except OSError:
+        key.unlink()
+        raise
+
 # %% ../nbs/02a_dicom.ipynb #05825488
 def import_dicom(source, out, key, mapping=None, projection: str = 'filling', seed: int | None = None) -> pd.DataFrame:
-    """Write a cohort in the competition's layout from a folder of DICOM files, and return what was left out or must be looked at.
+    """Write a cohort from a folder of DICOM files, one row a study, and return what was left out or must be looked at.
 
     Parameters
     ----------
@@ -179,9 +352,11 @@ def import_dicom(source, out, key, mapping=None, projection: str = 'filling', se
     out : str or Path
         The cohort's folder; new.
     key : str or Path
-        A CSV outside `out` that gets Index, patient, view, file of each frame: the only way back to the patients. Keep it apart.
+        A CSV outside `out` that gets Index, patient, study, date, view, file of each frame: the only way back to the
+        patients. Keep it apart.
     mapping : str or Path, optional
-        A CSV with the columns file (relative to `source`), Patient and view, for what the files themselves leave open.
+        A CSV with the columns file (relative to `source`), Patient and view, and perhaps study; it goes before what
+        the files say.
     projection : 'filling' or 'minimum'
         See `best_frame`.
     seed : int, optional
@@ -195,74 +370,28 @@ def import_dicom(source, out, key, mapping=None, projection: str = 'filling', se
     Raises
     ------
     FileNotFoundError, FileExistsError, ValueError
-        If there is no such folder, `out` or `key` exists, the key would lie inside the cohort, or no patient has all eight views.
+        If there is no such folder, `out` or `key` exists, the key would lie inside the cohort, or no study has all
+        eight views.
     """
     source, out, key = Path(source), Path(out), Path(key)
     if not source.is_dir(): raise FileNotFoundError(f'{source} is not a folder; give the folder of the DICOM files.')
     for path in (out, key):
         if path.exists(): raise FileExistsError(f'{path} exists; choose another name.')
     if out.resolve() in (key.resolve(), *key.resolve().parents): raise ValueError(f'{key} lies inside the cohort; keep the key apart.')
-    problems, found = [], {}
-    closed = lambda error: problems.append(('', _printable(os.path.relpath(error.filename, source)), f'the folder cannot be read ({error.strerror})', 'give the right to read it'))
-    files = {_printable(os.path.relpath(os.path.join(folder, name), source)): Path(folder) / name for folder, _, names in os.walk(source, onerror=closed) for name in names}
-    chosen = _read_mapping(mapping, files)
-    for name in tqdm(sorted(files, key=lambda name: (name not in chosen, name)), desc='importing', unit='file', delay=3):      # what the mapping names comes first
-        path = files[name]
-        try: dataset, frames = read_dicom(path)
-        except FrameError as error:
-            problem, mend = str(error).removeprefix(f'{path} ').rstrip('.').split('; ')
-            problems.append(('', name, problem, mend))
-            continue
-        patient, view = chosen.get(name, (tag_of(dataset, 'PatientID'), view_of(dataset)))
-        if not patient or view is None: problems.append(('', name, 'patient or view is open' if not patient else 'the view is open', 'add a row to the mapping'))
-        elif (patient, view) in found: problems.append(('', name, f'another file shows {view} of the same patient', 'name one of them in the mapping, remove the other'))
-        else: found[patient, view] = name, best_frame(frames, projection), tag_of(dataset, 'BurnedInAnnotation'), 'MaskSubtractionSequence' in dataset
-    patients = sorted({patient for patient, _ in found})
-    whole = [patient for patient in patients if all((patient, view) in found for view in VIEWS)]
-    for patient in set(patients) - set(whole):
-        lacking = [view for view in VIEWS if (patient, view) not in found]
-        problems.append(('', next(name for (one, _), (name, *_) in found.items() if one == patient), f'this patient lacks {", ".join(lacking)}', 'add the files or map them'))
-    if not whole: raise ValueError(f'{source} has no patient with all eight views; {problems[0][1] + ": " + problems[0][2] if problems else "it holds no file"}.')
-    order = np.random.default_rng(seed).permutation(len(whole))
-    indices = {whole[i]: f'{number:04d}' for number, i in enumerate(order, 1)}
-    rows = sorted((indices[patient], patient, view, found[patient, view]) for patient in whole for view in VIEWS)
-    problems += [(index, name, 'text may be burned into the frame', f'look at {index}{view}.png') for index, _, view, (name, _, burned, _) in rows if burned != 'NO']
-    problems += [(index, name, 'the run names a mask to subtract, so it may be stored unsubtracted', f'look at {index}{view}.png; export the subtracted run') for index, _, view, (name, *_, mask) in rows if mask]
-    _write_imported(out, key, rows)
-    return pd.DataFrame(problems, columns=['Index', 'file', 'problem', 'mend'])
-
-# %% ../nbs/02a_dicom.ipynb #7dd47139
-def _printable(name: str) -> str:
-    "Return a file's name with forward slashes; bytes that are no UTF-8 stand as backslash codes."
-    return os.fsencode(name).decode('utf-8', 'backslashreplace').replace(os.sep, '/')
-
-
-def _read_mapping(mapping, files) -> dict[str, tuple[str, str]]:
-    "Return patient and view by file of a mapping; every row must name one of the files, and none twice."
-    if mapping is None: return {}
-    table = read_table(mapping, key='file')
-    missing = [name for name in ('file', 'Patient', 'view') if name not in table.columns]
-    if missing: raise ValueError(f'{mapping} lacks the columns {", ".join(missing)}; add them.')
-    table['file'] = table['file'].where(table['file'].isin(list(files)), table['file'].str.replace('\\', '/'))
-    for line, row in table.iterrows():
-        if row['view'] not in VIEWS: raise ValueError(f"{mapping}, line {line}: '{row['view']}' is no view; use one of {', '.join(VIEWS)}.")
-        if row['file'] not in files: raise ValueError(f"{mapping}, line {line}: there is no file '{row['file']}'; write it as it lies in the folder.")
-        if not row['Patient']: raise ValueError(f'{mapping}, line {line}: the row has no Patient; write one.')
-    if table['file'].duplicated().any(): raise ValueError(f"{mapping} names {table['file'][table['file'].duplicated()].iloc[0]} twice; keep one of the rows.")
-    return {row['file']: (row['Patient'], row['view']) for _, row in table.iterrows()}
-
-
-def _write_imported(out: Path, key: Path, rows: list) -> None:
-    "Write the cohort beside and rename it; the key first, so that no cohort stands without its key."
-    beside = out.with_name(f'{out.name}.{os.getpid()}.partial')
+    problems = []
+    files = _files_below(source, problems)
+    chosen, beside = _read_mapping(mapping, files), out.with_name(f'{out.name}.{os.getpid()}.partial')
+    table = lambda: pd.DataFrame(problems, columns=['Index', 'file', 'problem', 'mend'])
+    (beside / 'images').mkdir(parents=True)
     try:
-        (beside / 'images').mkdir(parents=True)
-        for index, _, view, (_, frame, *_) in rows: Image.fromarray(frame).save(beside / f'images/{index}{view}.png')
-        cohort = pd.DataFrame(0, index=range(len(rows) // len(VIEWS)), columns=list(COLUMNS))
-        cohort.assign(Index=sorted({index for index, *_ in rows})).to_csv(beside / 'test.csv', index=False)
-        write_csvs({key: pd.DataFrame([(index, patient, view, name) for index, patient, view, (name, *_) in rows], columns=['Index', 'patient', 'view', 'file'])}, 0o600)
-        try: os.replace(beside, out)
-        except OSError:
-            key.unlink()
-            raise
+        found = _collect(files, chosen, projection, beside / 'images', problems)
+        whole = [one for one, kept in sorted(found.items()) if len(kept) == len(VIEWS)]
+        problems += _lacks(found)
+        wrong = f'mend what is listed here.\n{table().to_string(index=False)}' if problems else 'it holds no file.'
+        if not whole: raise ValueError(f'{source} has no study with all eight views; {wrong}')
+        order = np.random.default_rng(seed).permutation(len(whole))
+        studies = {f'{number:04d}': whole[i] for number, i in enumerate(order, 1)}
+        problems += _notes(studies, found)
+        _write_imported(beside, out, key, studies, found)
     finally: shutil.rmtree(beside, ignore_errors=True)
+    return table()

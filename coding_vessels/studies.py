@@ -321,7 +321,7 @@ def split_studies(studies: list[Study], shares: tuple[float, ...] = (0.7, 0.15, 
     return parts
 
 # %% ../nbs/02_studies.ipynb #b94cee3b
-def write_csvs(tables: dict[Path, pd.DataFrame], mode: int | None = None) -> None:
+def write_csvs(tables: dict[Path, pd.DataFrame]) -> None:
     """Write tables as CSV files, all of them or none.
 
     Each is written beside its place first; when all are there they are renamed, in the order given. Text that a spreadsheet would run
@@ -331,8 +331,6 @@ def write_csvs(tables: dict[Path, pd.DataFrame], mode: int | None = None) -> Non
     ----------
     tables : dict
         File -> table. Folders are made if needed.
-    mode : int, optional
-        Permissions of the files, such as 0o600.
     """
     harmless = lambda value: f"'{value}" if isinstance(value, str) and value[:1] in tuple('=+-@\t\r') else value
     beside = {Path(path).with_name(f'{Path(path).name}.{os.getpid()}.partial'): Path(path) for path in tables}
@@ -340,7 +338,6 @@ def write_csvs(tables: dict[Path, pd.DataFrame], mode: int | None = None) -> Non
         for (partial, path), table in zip(beside.items(), tables.values()):
             path.parent.mkdir(parents=True, exist_ok=True)
             table.map(harmless).to_csv(partial, index=False)
-            if mode is not None: partial.chmod(mode)
         for partial, path in beside.items(): os.replace(partial, path)
     finally:
         for partial in beside: partial.unlink(missing_ok=True)

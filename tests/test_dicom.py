@@ -1,26 +1,33 @@
 """Phantom to X-ray angiography objects to an imported cohort: the same predictions."""
 
+import csv
+import os
+import tracemalloc
+
 import numpy as np
 import pandas as pd
+import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, XRayAngiographicImageStorage, generate_uid
 
 from coding_vessels.anatomy import VIEWS
 from coding_vessels.cli import main
+from coding_vessels.dicom import import_dicom
 from coding_vessels.phantom import write_cohort
 from coding_vessels.studies import read_cohort, read_frame
 
 
-def save(path, frame, patient, view, packed):
+def save(path, frame, patient, view, packed=False, study="1.2.3", length=2):
     meta = FileMetaDataset()
     meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = ExplicitVRLittleEndian, XRayAngiographicImageStorage, generate_uid()
     dataset = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
     dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     dataset.PatientName, dataset.PatientID, dataset.BurnedInAnnotation = "Hong^Gildong", patient, "NO"
+    dataset.StudyInstanceUID, dataset.StudyDate = study, "20160304"
     dataset.SeriesDescription = {"L": "left ", "R": "right "}[view[0]] + {"I": "ICA", "V": "VA"}[view[1]]
     dataset.PositionerPrimaryAngle = 0 if view[-1] == "A" else 90
-    run = np.stack([np.full_like(frame, 255), frame])  # before the contrast medium comes, and after
-    dataset.Rows, dataset.Columns, dataset.NumberOfFrames, dataset.SamplesPerPixel = *frame.shape, 2, 1
+    run = np.stack([np.full_like(frame, 255)] * (length - 1) + [frame])  # before the contrast medium comes, and after
+    dataset.Rows, dataset.Columns, dataset.NumberOfFrames, dataset.SamplesPerPixel = *frame.shape, length, 1
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation, dataset.PhotometricInterpretation = 16, 10, 9, 0, "MONOCHROME1"
     dataset.PixelData = (1023 - run.astype(np.uint16) * 4).tobytes()
     if packed:
@@ -38,7 +45,7 @@ def test_round_trip_gives_the_same_predictions(tmp_path, capsys):
     (tmp_path / "hospital/report.pdf").write_bytes(b"%PDF-1.7")
     assert main(f"import-dicom {tmp_path}/hospital --out {tmp_path}/new --key {tmp_path}/key.csv".split()) == 3  # the PDF is named
     out = capsys.readouterr().out
-    assert "report.pdf" in out and "3 patients" in out and "Hong" not in out
+    assert "report.pdf" in out and "3 studies" in out and "Hong" not in out
     for name in ("cohort", "new"):
         assert main(f"predict --csv {tmp_path}/{name}/test.csv --images {tmp_path}/{name} --out {tmp_path}/{name}_output.csv".split()) == 0
         (tmp_path / "probabilities.csv").rename(tmp_path / f"{name}_probabilities.csv")
@@ -49,3 +56,75 @@ def test_round_trip_gives_the_same_predictions(tmp_path, capsys):
     after.index = after.index.map(key)
     assert sorted(after.index) == sorted(before.index)
     assert (after.loc[before.index] != before).to_numpy().sum() == 0
+
+
+def write_studies(folder, patients, size=64, length=2):
+    """Write one study a patient, all views white but for a dark square."""
+    folder.mkdir()
+    frame = np.full((size, size), 200, np.uint8)
+    frame[20:30, 20:30] = 50
+    for number, patient in enumerate(patients):
+        for view in VIEWS:
+            save(folder / f"{number}_{view}.dcm", frame, patient, view, study=f"1.2.{number}", length=length)
+    return folder
+
+
+def test_key_is_never_readable_by_others_and_gives_ids_back(tmp_path, monkeypatch):
+    patients, modes = ["-0042", "=1+1", "@7", 'Kim, "Y"'], []
+    hospital = write_studies(tmp_path / "hospital", patients)
+    to_csv = pd.DataFrame.to_csv
+
+    def watched(table, *args, **options):
+        to_csv(table, *args, **options)
+        modes.extend(path.stat().st_mode & 0o777 for path in tmp_path.glob("key*"))
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", watched)
+    before = os.umask(0)
+    try:
+        import_dicom(hospital, tmp_path / "new", tmp_path / "key.csv")
+    finally:
+        os.umask(before)
+    assert modes and set(modes) == {0o600}
+    with open(tmp_path / "key.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["patient"] for row in rows} == set(patients)
+    assert len({row["Index"] for row in rows}) == len({row["study"] for row in rows}) == 4 and {row["date"] for row in rows} == {"20160304"}
+
+
+def test_runs_do_not_stay_in_memory(tmp_path):
+    hospital = write_studies(tmp_path / "hospital", list("123456"), size=128, length=60)
+    import_dicom(hospital, tmp_path / "warm", tmp_path / "warm.csv")
+    tracemalloc.start()
+    import_dicom(hospital, tmp_path / "new", tmp_path / "key.csv")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 * 60 * 128**2  # bytes: of 48 runs, fewer than 24 at any time
+
+
+@pytest.mark.parametrize("taken", ["key.csv", "new/other.csv"])
+def test_what_another_import_wrote_meanwhile_stays(tmp_path, monkeypatch, taken):
+    """Two imports under one name, started at the same time: the later one loses, and leaves nothing."""
+    hospital, to_csv = write_studies(tmp_path / "hospital", ["1"]), pd.DataFrame.to_csv
+
+    def beaten(table, *args, **options):
+        (tmp_path / taken).parent.mkdir(exist_ok=True)
+        (tmp_path / taken).write_text("other")
+        to_csv(table, *args, **options)
+        monkeypatch.undo()
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", beaten)
+    with pytest.raises(OSError):
+        import_dicom(hospital, tmp_path / "new", tmp_path / "key.csv")
+    assert (tmp_path / taken).read_text() == "other"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["hospital", taken.split("/")[0]])
+
+
+def test_nothing_complete_lists_every_problem(tmp_path, capsys):
+    hospital = write_studies(tmp_path / "hospital", ["1", "2"])
+    for name in ("0_LI-A.dcm", "1_RV-B.dcm"):
+        (hospital / name).unlink()
+    (hospital / "report.pdf").write_bytes(b"%PDF-1.7")
+    assert main(f"import-dicom {hospital} --out {tmp_path}/new --key {tmp_path}/key.csv".split()) == 1
+    message = capsys.readouterr().err
+    assert all(part in message for part in ("no study with all eight views", "report.pdf", "lacks LI-A", "lacks RV-B"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hospital"]
