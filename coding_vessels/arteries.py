@@ -206,7 +206,7 @@ def draw_carotid(side: int, population: Population, winding: float, rng: np.rand
     letter, filling = ('L' if side > 0 else 'R'), {'LI' if side > 0 else 'RI': 1.0}
     siphon, inlet = draw_siphon(winding, rng)
     siphon += (13.5, 0, 0) + rng.normal(0, (1.3, 1.2, 1.1))
-    stray = 5.0 if rng.random() < population.tortuous else 1.6
+    stray = 5.0 if rng.random() < population.tortuous else 2.2
     neck = siphon[-1] + NECK + np.cumsum(rng.normal(0, stray, NECK.shape) * (1, 1, 0.2), axis=0)
     course = smooth(beside(np.concatenate([siphon[::2], neck]), side))[::-1]
     cut = np.linalg.norm(course - beside(siphon[inlet], side), axis=1).argmin()
@@ -223,7 +223,7 @@ def draw_front(side: int, carotid: Vessel, a1_length: float, junction: np.ndarra
     a1 = branch(f'{letter}_A1', course, (draw_size(DIAMETERS, 'A1', rng) * (0.35 if thin_a1 else 1),) * 2, filling, carotid)
     wide = draw_size(DIAMETERS, 'A2', rng)
     arch = np.array([(0, 0, 0), (0.3, -11, 1), (0.6, -21, 8), (0.6, -26, 21), (0.6, -20, 35), (0.6, -4, 44), (0.6, 18, 47), (0.6, 38, 43)])
-    a2 = shoot(f'{letter}_A2', a1, a1.points[-1], arch * rng.normal(0.88, 0.05), side, (wide, 0.4 * wide), rng, 0.04)
+    a2 = shoot(f'{letter}_A2', a1, a1.points[-1], arch * rng.normal(0.88, 0.05), side, (wide, 0.4 * wide), rng, 0.05 * winding)
     length = draw_size(LENGTHS, 'M1', rng)
     tip = top + beside((0.9, rng.normal(-0.25, 0.16), rng.normal(0.02, 0.19)), side) * length * 0.93
     course = wiggle(bowed(top, tip, 0.97 * length, (0, rng.normal(-0.6, 0.4), rng.normal(0.3, 0.6))), 0.55 * winding, 11, rng)
@@ -274,17 +274,19 @@ def draw_back(front: dict[str, Vessel], population: Population, spared: set[str]
         if free and chance[0] < population.infundibulum: pcom.radii += rng.uniform(0.5, 0.9) * np.clip(1.6 - arc_length(pcom.points) / 3, 0, 1)
         elif free and chance[1] < population.absent_pcom and not fetal[letter]: pcom.filling = {}
         vessels.append(pcom)
-    tip = (ends['L'] + ends['R']) / 2 * (0, 1, 1) + (rng.normal(0, 0.6), 0.8, -0.8)
-    bottom = tip + draw_size(LENGTHS, 'BA', rng) * np.array([rng.normal(0, 0.1), 0.33, -0.92])
+    tip = (ends['L'] + ends['R']) / 2 * (0, 1, 1) + rng.normal((0, 0.8, -0.8), (0.8, 1.2, 1.8))
+    bottom = tip + draw_size(LENGTHS, 'BA', rng) * np.array([rng.normal(0, 0.13), rng.normal(0.28, 0.13), -0.93])
     basilar = branch('BA', wiggle(wiggle(resample(np.stack([bottom, (bottom + tip) / 2, tip])), 1.1 * winding, 25, rng), 0.4 * winding, 11, rng),
                      (draw_size(DIAMETERS, 'BA proximal', rng), draw_size(DIAMETERS, 'BA distal', rng)), both)
     vessels.append(basilar)
     for side, letter in ((1, 'L'), (-1, 'R')):
         wide = draw_size(DIAMETERS, 'P1', rng) * (0.6 if fetal[letter] else 1)
-        course = wiggle(bowed(tip, ends[letter], draw_size(LENGTHS, 'P1', rng), (0, 0.3, 1)), 0.3 * winding, 9, rng)
+        bulge = 0, rng.normal(0.3, 0.4), rng.normal(0.4, 0.8)
+        course = wiggle(bowed(tip, ends[letter], draw_size(LENGTHS, 'P1', rng), bulge), 0.3 * winding, 9, rng)
         p1 = branch(f'{letter}_P1', course, (wide, wide), both, basilar)
         wide = draw_size(DIAMETERS, 'P2', rng)
-        p2 = shoot(f'{letter}_P2', p1, ends[letter], [(0, 0, 0), (6, 2, 1), (12, 9, 2), (15, 19, 3), (14, 31, 5), (9, 43, 7)], side, (wide, 0.6 * wide), rng)
+        p2 = shoot(f'{letter}_P2', p1, ends[letter], [(0, 0, 0), (6, 2, 1), (12, 9, 2), (15, 19, 3), (14, 31, 5), (9, 43, 7)], side,
+                   (wide, 0.6 * wide), rng, 0.1 * winding)
         if fetal[letter]: p2.filling = {f'{letter}I': 0.9, 'LV': 0.5, 'RV': 0.5}
         sca = shoot(f'{letter}_SCA', basilar, basilar.before(draw_size(LENGTHS, 'SCA offset', rng)),
                     [(0, 0, 0), (8, 4, -3), (16, 12, -5), (16, 26, -4), (12, 38, -3)], side, (draw_size(DIAMETERS, 'SCA', rng), 0.8), rng)

@@ -144,7 +144,7 @@ def segments_of(vessels: list[Vessel], injection: str, rng: np.random.Generator,
             points, radii = vessel.points[first:], vessel.radii[first:]
             amount = np.full(len(radii) - 1, contrast * thinning ** generation * vessel.spacing)
             if radii[0] > 1.2: amount *= 1 - mixing * (0.5 + 0.5 * np.sin(np.arange(len(amount)) * vessel.spacing / rng.uniform(3, 6) + rng.uniform(0, 6)))
-            seen = radii[1:] >= finest
+            seen = np.minimum.accumulate(radii[1:]) >= finest                  # where it is too thin, it ends
             pieces.append([part[seen] for part in (points[:-1], points[1:], radii[:-1], radii[1:], amount)])
     start, end, before, after, amount = (np.concatenate(part) for part in zip(*pieces))
     return np.column_stack([start, end, before, after, amount])
