@@ -146,7 +146,7 @@ def augment_study(frames: np.ndarray, labels: np.ndarray, rng: np.random.Generat
         bent = cv2.LUT(moved, (255 * (np.arange(256) / 255) ** np.exp(gamma * settings.gamma)).astype(np.float32))
         shade = rng.normal(0, settings.shade, (4, 4)).astype(np.float32)
         bent += cv2.resize(shade, (size, size), interpolation=cv2.INTER_CUBIC)
-        changed[i] = np.clip(bent, 1, 255) + 0.5                               # a frame is never black all over
+        changed[i] = np.clip(bent, 0, 255) + 0.5
         if marks is not None:
             here = marks[:, 0] == i
             marks[here, 2:4] = marks[here, 2:4] @ move[:, :2].T + move[:, 2]

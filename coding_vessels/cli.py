@@ -22,9 +22,10 @@ NOT_A_MEDICAL_DEVICE = 'Not a medical device: for research only, not for diagnos
 SIMULATED_ONLY = 'The weights that ship with the package were trained on simulated patients and know simulated patients only.'
 
 
-def _lost(problems):
+def _lost(problems, studies):
     "Return Index and error of the rows of the CSV that `read_cohort` left out."
-    lost = problems[problems.line.ne('') & problems.line.ne(1)]
+    used = [study.index for study in studies]
+    lost = problems[problems.line.ne('') & problems.line.ne(1) & ~problems.Index.isin(used)]
     return lost.assign(error=lost.file + ': ' + lost.problem + '; ' + lost.mend + '.')[['Index', 'error']]
 
 
@@ -41,10 +42,11 @@ def check(args) -> int:
     "List everything that is wrong with a cohort."
     import pandas as pd
     from coding_vessels.studies import read_cohort
-    studies, problems = read_cohort(args.csv, args.images, labelled=not args.unlabelled, decode=True)
+    studies, problems = read_cohort(args.csv, args.images, labelled=not args.unlabelled, decode=True, partial=True)
     with pd.option_context('display.max_rows', None, 'display.max_colwidth', None, 'display.width', None):
         if len(problems): print(problems.to_string(index=False))
-    print(f'{len(studies)} usable studies, {len(problems)} problems')
+    lacking = sum(not study.present.all() for study in studies)
+    print(f'{len(studies)} usable studies, {lacking} of them without all views, {len(problems)} problems')
     return 1 if len(problems) else 0
 
 # %% ../nbs/11_cli.ipynb #1c0f2ef9
@@ -69,7 +71,7 @@ def train(args) -> int:
     from coding_vessels.engines import SHIPPED
     from coding_vessels.studies import read_cohort, write_csvs
     studies, problems = read_cohort(args.csv, args.images, decode=True)
-    errors, settings = _lost(problems), training.PRESETS[args.preset]
+    errors, settings = _lost(problems, studies), training.PRESETS[args.preset]
     given = {name: getattr(args, name) for name in ('epochs', 'batch_size') if getattr(args, name) is not None}
     settings = replace(settings, seed=args.seed, **given)
     if args.start:
@@ -118,14 +120,14 @@ def _predict(args, out: Path, beside: list[Path], pictures: Path) -> int:
     from coding_vessels.engines import load_engine
     from coding_vessels.studies import read_cohort, write_csvs
     engine = load_engine(args.model, args.engine)
-    threshold, settings = engine.thresholds if args.threshold is None else args.threshold, engine.preprocessing
-    studies, problems = read_cohort(args.csv, args.images, labelled=False)
-    report = _Report(args, engine, threshold, studies) if args.report else None
+    threshold = engine.thresholds if args.threshold is None else args.threshold
+    studies, problems = read_cohort(args.csv, args.images, labelled=False, partial=not args.require_all)
+    report = _Report(args, engine, studies) if args.report else None
     suspicious = []
-    visits = [prediction.warning_collector(suspicious), *([prediction.overlay_writer(pictures, settings, threshold)] if args.overlays else []), *([report.visit] if report else [])]
-    probabilities, positions, unread = prediction.predict_studies(engine, studies, threshold=threshold, visit=lambda *study: [visit(*study) for visit in visits])
+    visits = [prediction.warning_collector(suspicious), *([prediction.overlay_writer(pictures)] if args.overlays else []), *([report.visit] if report else [])]
+    probabilities, positions, unread = prediction.predict_studies(engine, studies, threshold=threshold, visit=lambda reading: [visit(reading) for visit in visits])
     if not len(probabilities): raise ValueError(f'no study of {args.csv} can be predicted; `coding_vessels check --unlabelled` says why.')
-    output, errors = prediction.apply_threshold(probabilities, threshold), pd.concat([unread, _lost(problems)])
+    output, errors = prediction.apply_threshold(probabilities, threshold), pd.concat([unread, _lost(problems, studies)])
     warnings = pd.DataFrame(suspicious, columns=['Index', 'view', 'file', 'warning'])
     page = report.write(output, probabilities, errors) if report else None
     tables = dict(zip(beside, (probabilities, positions, warnings, errors))) | {out: output}
@@ -135,7 +137,7 @@ def _predict(args, out: Path, beside: list[Path], pictures: Path) -> int:
     if args.overlays: _move_pictures(pictures, Path(args.overlays))
     print(f'{len(probabilities)} patients predicted, {len(positions.groupby(["Index", "location"]))} locations flagged: {", ".join(map(str, [out, *beside[:2]]))}')
     if args.overlays: print(f'where the network looked: {args.overlays}/')
-    if len(warnings): print(f'{len(warnings)} suspicious frames: {beside[2]}', file=sys.stderr)
+    if len(warnings): print(f'{len(warnings)} warnings of missing or suspicious frames: {beside[2]}', file=sys.stderr)
     if page: print(f'a page to read: {page}')
     if len(errors): print(f'{errors.Index.nunique()} patients or files left out: {beside[3]}', file=sys.stderr)
     if not args.model: print(SIMULATED_ONLY)
@@ -167,14 +169,14 @@ def _move_pictures(new: Path, folder: Path) -> None:
 # %% ../nbs/11_cli.ipynb #d3702ec1
 class _Report:
     "Collects what the page of `predict --report` needs, and writes it."
-    def __init__(self, args, engine, threshold, studies):
+    def __init__(self, args, engine, studies):
         from coding_vessels.evaluation import read_labels
         from coding_vessels.report import page_collector
         self.args, self.engine, self.pages = args, engine, []
         self.truth = read_labels(args.truth, truth=True) if args.truth else None
         missing = [study.index for study in studies if self.truth is not None and _canonical(study.index) not in self.truth.index]
         if missing: raise ValueError(f'{args.truth} lacks patient {", ".join(missing[:5])}; add what is true of them, or leave --truth out.')
-        self.visit = page_collector(self.pages, engine.preprocessing, threshold, self.truth)
+        self.visit = page_collector(self.pages, self.truth)
 
     def write(self, output, probabilities, errors) -> Path:
         from datetime import date
@@ -276,7 +278,8 @@ def _parser() -> argparse.ArgumentParser:
     verb(predict, csv, images, ('--out', dict(required=True, help='output.csv')), ('--model', dict(help='best.keras of a run (default: the shipped weights, which know simulated patients only)')),
          ('--engine', dict(choices=('auto', 'keras', 'openvino', 'onnx'), default='auto', help='what computes; auto: OpenVINO where the model has been exported for it')),
          ('--threshold', dict(type=float, help='a location is flagged from here (default: the model\'s own thresholds)')),
-         ('--overlays', dict(help='folder for pictures of where the network looked')), ('--report', dict(help='an HTML page to read')),
+         ('--overlays', dict(help='folder for pictures of where the network looked')),
+         ('--require-all', dict(action='store_true', help='leave out studies that lack one of the eight views')), ('--report', dict(help='an HTML page to read')),
          ('--truth', dict(help='true labels for the page: its scores are shown')), ('--overwrite', dict(action='store_true')))
     verb(evaluate, ('--truth', dict(required=True, help='groundtruth.csv')), ('--output', dict(required=True, help='output.csv')),
          ('--probabilities', dict(help='probabilities of the locations (default: probabilities.csv beside the output, if it is there)')),

@@ -5,23 +5,25 @@
 # %% ../nbs/09_prediction.ipynb #93d358e5
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from .anatomy import COLUMNS, LOCATIONS, MIRRORED, VIEWS, structure_of, views_of
+from .anatomy import COLUMNS, LOCATIONS, MIRRORED, SHOWN, VIEWS, structure_of, views_of
 from .batches import CELL
 from .engines import WORKERS, Engine
-from .preprocessing import Preprocessing, frame_warnings, preprocess_frame, view_warnings
+from .preprocessing import Preprocessing, frame_warnings, preprocess_frames, usable, view_warnings
 from .studies import FrameError, Study, read_frame
 
 # %% auto #0
-__all__ = ['attention_map', 'peak_of', 'draw_overlay', 'read_twice', 'predict_studies', 'overlay_writer', 'warning_collector',
-           'apply_threshold']
+__all__ = ['attention_map', 'peak_of', 'draw_overlay', 'assess', 'read_twice', 'Reading', 'frame_notes', 'read_study', 'readings',
+           'predict_studies', 'overlay_writer', 'warning_collector', 'apply_threshold']
 
 # %% ../nbs/09_prediction.ipynb #2274534d
 def attention_map(maps: np.ndarray, location: str, view: str) -> np.ndarray:
@@ -78,25 +80,125 @@ def draw_overlay(frame: np.ndarray, attention: np.ndarray, settings: Preprocessi
     return cv2.circle(picture, (round(x), round(y)), height // 24, (200, 200, 0), 2, cv2.LINE_AA)
 
 # %% ../nbs/09_prediction.ipynb #78e420df
+def assess(labels: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Return probabilities, (22,), with NaN for the locations that none of the views `present`, (8,), shows.
+
+    In a study that lacks views, `Aneurysm` is the chance of one at any of the locations that can be assessed.
+    """
+    if present.all(): return labels
+    seen = (SHOWN & present).any(axis=1)
+    return np.concatenate([[1 - np.prod(1 - labels[1:][seen])], np.where(seen, labels[1:], np.nan)])
+
+
 def read_twice(engine: Engine, frames: list[np.ndarray]) -> dict:
     """Return an engine's answer to a study, read as it is and again a tenth larger.
 
     Parameters
     ----------
     engine : Engine
-    frames : list of ndarray, shape (height, width), uint8
-        The eight frames as they came, in the order of VIEWS.
+    frames : list of ndarray, shape (height, width), uint8, or None
+        The eight frames as they came, in the order of VIEWS; None for a view that is missing.
 
     Returns
     -------
     dict
-        As `engine.answer` returns it. 'labels' is the mean of both readings, everything else is from the first.
+        As `engine.answer` returns it. 'labels' is the mean of both readings, NaN for locations that no view shows; everything
+        else is from the first.
     """
-    first, second = (engine.answer(np.stack([preprocess_frame(frame, settings) for frame in frames]))
-                     for settings in (engine.preprocessing, engine.preprocessing.closer()))
-    return first | {'labels': (first['labels'] + second['labels']) / 2}
+    zooms = engine.preprocessing, engine.preprocessing.closer()
+    first, second = (engine.answer(preprocess_frames(frames, settings)) for settings in zooms)
+    present = np.array([frame is not None for frame in frames])
+    return first | {'labels': (assess(first['labels'], present) + assess(second['labels'], present)) / 2}
 
 # %% ../nbs/09_prediction.ipynb #36b3770d
+@dataclass
+class Reading:
+    "What the network says of one study, and what it saw of it."
+    study: Study
+    frames: list[np.ndarray | None]     # as they came, (height, width), uint8; None where none was filmed
+    present: np.ndarray                 # (8,), bool: which frames the network was given
+    probabilities: np.ndarray           # (22,), in the order of LABELS; NaN where no view shows the location
+    thresholds: np.ndarray              # (21,): the probability from which each location is flagged
+    maps: np.ndarray | None             # (8, cells, cells, 13), scores
+    settings: Preprocessing             # the model's
+    warnings: list[tuple[str, str]]     # view, or '' for the study as a whole, and what is suspicious
+
+    @property
+    def flagged(self) -> list[str]:
+        "The flagged locations, in the order of LOCATIONS."
+        return [name for name, p, t in zip(LOCATIONS, self.probabilities[1:], self.thresholds) if p >= t]
+
+    def views_of(self, location: str) -> list[str]:
+        "Return the views of a location that the network was given."
+        return [view for view in views_of(location) if self.present[VIEWS.index(view)]]
+
+    def positions(self) -> list[tuple]:
+        "Return location, probability, view, and x and y in pixels of the frame, of each flagged location in each view."
+        rows = []
+        for location in self.flagged if self.maps is not None else []:
+            probability = round(float(self.probabilities[1 + LOCATIONS.index(location)]), 4)
+            for view in self.views_of(location):
+                peak = peak_of(attention_map(self.maps, location, view))
+                x, y = self.settings.place_back(*peak, *self.frames[VIEWS.index(view)].shape[::-1])
+                rows.append((location, probability, view, round(x, 1), round(y, 1)))
+        return rows
+
+# %% ../nbs/09_prediction.ipynb #53de82ed
+def frame_notes(frames: list[np.ndarray | None]) -> list[tuple[str, str]]:
+    "Return view and warning for each of the eight frames that is missing or suspicious, and what can't be assessed for it."
+    notes, present = [], np.array([frame is not None and usable(frame) for frame in frames])
+    for view, frame, read in zip(VIEWS, frames, present):
+        if frame is None: notes.append((view, 'missing'))
+        elif read: notes.extend((view, warning) for warning in frame_warnings(frame) or view_warnings(frame, view))
+        else: notes.extend((view, f'{warning}; not read') for warning in frame_warnings(frame))
+    unseen = [name for name, shown in zip(LOCATIONS, SHOWN) if not (shown & present).any()]
+    return notes + [('', f'not assessed, because no view shows them: {", ".join(unseen)}')] * bool(unseen)
+
+
+def read_study(engine: Engine, study: Study, threshold=None) -> Reading:
+    """Return the reading of one study.
+
+    Parameters
+    ----------
+    engine : Engine
+        As `load_engine` returns it.
+    study : Study
+    threshold : float or ndarray, shape (21,), optional
+        A location is flagged at this probability or above; by default the model's own thresholds.
+
+    Raises
+    ------
+    FrameError
+        If a frame cannot be read, or none is of use.
+    """
+    frames = [path and read_frame(path) for path in study.frames]
+    given = [frame if frame is not None and usable(frame) else None for frame in frames]
+    present = np.array([frame is not None for frame in given])
+    if not present.any():
+        raise FrameError(f'{study.index} has no frame of use ({"; ".join(frame_warnings(next(f for f in frames if f is not None)))}); '
+                         'export its angiograms again.')
+    answer = read_twice(engine, given)
+    thresholds = np.broadcast_to(engine.thresholds if threshold is None else threshold, (len(LOCATIONS),))
+    return Reading(study, frames, present, answer['labels'].astype(float), thresholds, answer.get('maps'), engine.preprocessing,
+                   frame_notes(frames))
+
+# %% ../nbs/09_prediction.ipynb #8e9afe9d
+def readings(engine: Engine, studies: list[Study], threshold=None):
+    "Yield the readings of studies in their order, as `read_study` returns them, or the error that kept a study from being read."
+    def work(study):
+        try: return read_study(engine, study, threshold)
+        except (FrameError, OSError) as error: return error
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        waiting = deque()
+        try:
+            for study in studies:
+                waiting.append(pool.submit(work, study))
+                if len(waiting) > 2 * WORKERS: yield waiting.popleft().result()
+            while waiting: yield waiting.popleft().result()
+        finally: pool.shutdown(cancel_futures=True)
+
+
 def predict_studies(engine: Engine, studies: list[Study], threshold=None, visit=None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Return the probabilities of all readable studies, the positions of what is flagged, and the errors of the other studies.
 
@@ -106,76 +208,59 @@ def predict_studies(engine: Engine, studies: list[Study], threshold=None, visit=
         As `load_engine` returns it. It reads each study twice, one study at a time, so no result depends on another study, to the last bit.
     studies : list of Study
     threshold : float or ndarray, shape (21,), optional
-        A location is flagged at this probability or above; by default the model's own thresholds.
+        As in `read_study`.
     visit : callable, optional
-        Called once with each study, its eight frames as they came, its probabilities, (22,), and its maps or None; for example
-        `overlay_writer`.
+        Called once with each `Reading`; for example `overlay_writer`.
 
     Returns
     -------
     DataFrame, DataFrame, DataFrame
-        Probabilities: Index and the 22 labels, float, in the order of the studies. Positions: Index, location, probability, view, x and y
-        in pixels of the frame. Errors: Index and error.
+        Probabilities: Index and the 22 labels, float, NaN where not assessed, in the order of the studies. Positions: Index, location,
+        probability, view, x and y in pixels of the frame. Errors: Index and error.
     """
-    threshold = engine.thresholds if threshold is None else threshold
     rows, positions, errors = [], [], []
-
-    def work(study):
-        try: frames = [read_frame(path) for path in study.frames]
-        except FrameError as error: return error
-        return frames, read_twice(engine, frames)
-
-    done = Parallel(n_jobs=WORKERS, prefer='threads', return_as='generator', pre_dispatch='2 * n_jobs')(delayed(work)(study) for study in studies)
-    for study, part in zip(studies, tqdm(done, total=len(studies), desc='predicting', unit='study', delay=3)):
-        if isinstance(part, FrameError):
-            errors.append([study.index, str(part)])
+    done = tqdm(readings(engine, studies, threshold), total=len(studies), desc='predicting', unit='study', delay=3)
+    for study, reading in zip(studies, done):
+        if isinstance(reading, Exception):
+            errors.append([study.index, str(reading)])
             continue
-        frames, answer = part
-        labels, maps = answer['labels'].astype(float), answer.get('maps')
-        rows.append([study.index, *labels])
-        if maps is not None: positions.extend(_positions(study.index, labels[1:], maps, [frame.shape for frame in frames], engine.preprocessing, threshold))
-        if visit: visit(study, frames, labels, maps)
+        rows.append([study.index, *reading.probabilities])
+        positions.extend([study.index, *row] for row in reading.positions())
+        if visit: visit(reading)
     return (pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(positions, columns=['Index', 'location', 'probability', 'view', 'x', 'y']),
             pd.DataFrame(errors, columns=['Index', 'error']))
 
 # %% ../nbs/09_prediction.ipynb #6ec1b1e0
-def _positions(index, probabilities, maps, shapes, settings, threshold) -> list:
-    "Return the predicted positions of a study's flagged locations; `shapes` are those of its frames as they came."
-    rows = []
-    for i in np.flatnonzero(probabilities >= threshold):
-        for view in views_of(LOCATIONS[i]):
-            x, y = settings.place_back(*peak_of(attention_map(maps, LOCATIONS[i], view)), *shapes[VIEWS.index(view)][::-1])
-            rows.append([index, LOCATIONS[i], round(float(probabilities[i]), 4), view, round(x, 1), round(y, 1)])
-    return rows
-
-
-def overlay_writer(folder, settings: Preprocessing, threshold):
+def overlay_writer(folder):
     """Return a function for `predict_studies` that writes a PNG for each flagged location.
 
     Parameters
     ----------
     folder : str or Path
         Made if needed.
-    settings : Preprocessing
-        The model's.
-    threshold : float or ndarray, shape (21,)
-        A location is flagged at this probability or above.
     """
-    def write(study, frames, labels, maps):
-        for i in np.flatnonzero(labels[1:] >= threshold) if maps is not None else []:
-            views = {view: draw_overlay(frames[VIEWS.index(view)], attention_map(maps, LOCATIONS[i], view), settings) for view in views_of(LOCATIONS[i])}
-            strip = np.hstack([cv2.putText(picture, view, (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 255, 255), 2, cv2.LINE_AA) for view, picture in views.items()])
-            text = f'{study.index} {LOCATIONS[i]} {labels[i + 1]:.2f}  not a medical device'
-            header = cv2.putText(np.zeros((34, strip.shape[1], 3), np.uint8), text, (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 1, cv2.LINE_AA)
+    def write(reading):
+        for location in reading.flagged if reading.maps is not None else []:
+            views = {}
+            for view in reading.views_of(location):
+                frame, attention = reading.frames[VIEWS.index(view)], attention_map(reading.maps, location, view)
+                picture = draw_overlay(frame, attention, reading.settings)
+                views[view] = cv2.putText(picture, view, (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 255, 255), 2, cv2.LINE_AA)
+            strip, probability = np.hstack(list(views.values())), reading.probabilities[1 + LOCATIONS.index(location)]
+            text = f'{reading.study.index} {location} {probability:.2f}  not a medical device'
+            header = np.zeros((34, strip.shape[1], 3), np.uint8)
+            cv2.putText(header, text, (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 1, cv2.LINE_AA)
             Path(folder).mkdir(parents=True, exist_ok=True)
-            (Path(folder) / f'{study.index}_{LOCATIONS[i]}.png').write_bytes(cv2.imencode('.png', np.vstack([header, strip]))[1].tobytes())
+            coded = cv2.imencode('.png', np.vstack([header, strip]))[1]
+            (Path(folder) / f'{reading.study.index}_{location}.png').write_bytes(coded.tobytes())
     return write
 
 # %% ../nbs/09_prediction.ipynb #ba2b1c27
 def warning_collector(rows: list):
-    "Return a function for `predict_studies` that appends Index, view, file and warning for each suspicious frame."
-    def collect(study, frames, labels, maps):
-        rows.extend([study.index, view, str(path), warning] for view, path, frame in zip(VIEWS, study.frames, frames) for warning in frame_warnings(frame) or view_warnings(frame, view))
+    "Return a function for `predict_studies` that appends Index, view, file and warning for each suspicious frame, and what was not assessed."
+    def collect(reading):
+        files = dict(zip(VIEWS, reading.study.frames))
+        rows.extend([reading.study.index, view, str(files.get(view) or ''), warning] for view, warning in reading.warnings)
     return collect
 
 # %% ../nbs/09_prediction.ipynb #729604cc
@@ -192,7 +277,7 @@ def apply_threshold(probabilities: pd.DataFrame, threshold=0.5) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        The same rows and columns.
+        The same rows and columns. A location that was not assessed is 0: the competition knows no third answer.
 
     Raises
     ------

@@ -14,10 +14,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from .anatomy import LOCATION_NAMES, LOCATIONS, MAP, MAP_LINES, VIEWS, parse_view, views_of
+from .anatomy import LOCATION_NAMES, LOCATIONS, MAP, MAP_LINES, VIEWS, parse_view
 from .evaluation import TRIVIAL
 from .prediction import attention_map, peak_of
-from .preprocessing import Preprocessing, frame_warnings, view_warnings
 from .studies import canonical_index
 
 # %% auto #0
@@ -42,49 +41,51 @@ def _data(kind: str, content) -> str:
     return f'data:{kind};base64,{base64.b64encode(bytes(content)).decode()}'
 
 # %% ../nbs/10_report.ipynb #54352158
-def page_collector(pages: list, settings: Preprocessing, threshold, truth: pd.DataFrame | None = None):
+def page_collector(pages: list, truth: pd.DataFrame | None = None):
     """Return a function for `predict_studies` that appends what the page shows of each study.
 
     Parameters
     ----------
     pages : list
         Gets one dict a study.
-    settings : Preprocessing
-        The model's.
-    threshold : float or ndarray, shape (21,)
-        A location is flagged at this probability or above.
     truth : DataFrame, optional
         True labels, as `read_labels` returns them.
     """
-    thresholds = np.broadcast_to(threshold, (len(LOCATIONS),))
-
-    def collect(study, frames, labels, maps):
-        known = None if truth is None else truth.loc[canonical_index(study.index)]
-        locations = [{'name': name, 'title': LOCATION_NAMES[name], 'probability': float(p), 'threshold': float(t), 'flagged': bool(p >= t),
-                      'true': known is not None and bool(known[name]), 'x': MAP[name][0], 'y': MAP[name][1]}
-                     for name, p, t in zip(LOCATIONS, labels[1:], thresholds)]
-        surest = max(locations, key=lambda place: place['probability'])
-        shown = [place for place in locations if place['flagged'] or place is surest] if maps is not None else []
-        views = [_frame(view, frame, [place['name'] for place in shown if view in views_of(place['name'])], maps, settings) for view, frame in zip(VIEWS, frames)]
-        face = VIEWS.index(views_of(surest['name'])[0])
-        pages.append({'index': study.index, 'risk': float(labels[0]), 'locations': locations, 'shown': sorted(shown, key=lambda place: -place['probability']),
-                      'frames': views, 'thumbnail': thumbnail(frames[face], 84), 'warnings': sum(len(view['warnings']) for view in views)})
+    def collect(reading):
+        known = None if truth is None else truth.loc[canonical_index(reading.study.index)]
+        flagged, places = reading.flagged, []
+        for name, p, t in zip(LOCATIONS, reading.probabilities[1:], reading.thresholds):
+            places.append({'name': name, 'title': LOCATION_NAMES[name], 'assessed': not np.isnan(p), 'probability': float(np.nan_to_num(p)),
+                           'threshold': float(t), 'flagged': name in flagged, 'true': known is not None and bool(known[name]),
+                           'x': MAP[name][0], 'y': MAP[name][1]})
+        surest = max(places, key=lambda place: place['probability'])
+        shown = [place for place in places if place['flagged'] or place is surest] if reading.maps is not None else []
+        views = [_frame(reading, view, [place['name'] for place in shown]) for view in VIEWS]
+        face = next(frame for frame in [*(reading.frames[VIEWS.index(view)] for view in reading.views_of(surest['name'])), *reading.frames]
+                    if frame is not None)
+        pages.append({'index': reading.study.index, 'risk': float(reading.probabilities[0]), 'locations': places, 'frames': views,
+                      'shown': sorted(shown, key=lambda place: -place['probability']), 'thumbnail': thumbnail(face, 84),
+                      'warnings': len(reading.warnings), 'notes': [text for view, text in reading.warnings if not view]})
     return collect
 
 
-def _frame(view: str, frame: np.ndarray, locations: list[str], maps, settings: Preprocessing) -> dict:
-    "Return what the page shows of one frame; places are in percent of its width and height."
+def _frame(reading, view: str, locations: list[str]) -> dict:
+    "Return what the page shows of one view; places are in percent of its frame's width and height."
+    side, artery, plane = parse_view(view)
+    shown = {'view': view, 'title': f'{side} {artery}, {plane}', 'picture': None, 'layers': [], 'left': 0, 'top': 0, 'width': 0, 'height': 0,
+             'warnings': [text for own, text in reading.warnings if own == view]}
+    frame, settings = reading.frames[VIEWS.index(view)], reading.settings
+    if frame is None: return shown
     height, width = frame.shape
     percent = lambda x, y: (round(100 * (x + 0.5) / width, 3), round(100 * (y + 0.5) / height, 3))
     (left, top), (right, bottom) = (percent(*settings.place_back(corner, corner, width, height)) for corner in (-0.5, settings.size - 0.5))
     layers = []
-    for location in locations:
-        attention = attention_map(maps, location, view)
+    for location in [name for name in locations if view in reading.views_of(name)]:
+        attention = attention_map(reading.maps, location, view)
         x, y = percent(*settings.place_back(*peak_of(attention), width, height))
         layers.append({'location': location, 'picture': attention_layer(attention), 'x': x, 'y': y})
-    side, artery, plane = parse_view(view)
-    return {'view': view, 'title': f'{side} {artery}, {plane}', 'picture': thumbnail(frame), 'warnings': frame_warnings(frame) or view_warnings(frame, view), 'layers': layers,
-            'left': left, 'top': top, 'width': round(right - left, 3), 'height': round(bottom - top, 3)}
+    return shown | {'picture': thumbnail(frame), 'layers': layers, 'left': left, 'top': top,
+                    'width': round(right - left, 3), 'height': round(bottom - top, 3)}
 
 # %% ../nbs/10_report.ipynb #d725beb6
 def write_report(path, pages: list[dict], title: str, facts: dict[str, str], notices: list[str], record: dict | None = None,

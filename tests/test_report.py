@@ -102,7 +102,7 @@ def test_two_hundred_patients(page, tmp_path):
     from coding_vessels.report import page_collector, write_report
 
     cohort, engine, pages = write_cohort(tmp_path / "cohort", 10, seed=6, size=720), load_engine(), []
-    predict_studies(engine, read_cohort(cohort / "test.csv", cohort, labelled=False)[0], visit=page_collector(pages, engine.preprocessing, engine.thresholds))
+    predict_studies(engine, read_cohort(cohort / "test.csv", cohort, labelled=False)[0], visit=page_collector(pages))
     path = write_report(tmp_path / "report.html", [dict(entry) for entry in pages * 20], "200", {}, ["Not a medical device."])
     assert path.stat().st_size < 60e6
     began, other = time.perf_counter(), page.context.browser.new_page()
