@@ -101,7 +101,7 @@ def cohorts(tmp_path_factory):
         path = sorted((broken / "images").glob(f"{index}*"))[number % 8]
         path.write_bytes(change(path.read_bytes())) if name in CONTENTS else change(path)
     for cohort in (clean, broken):
-        status = main(f"predict --csv {cohort}/test.csv --images {cohort} --out {cohort}/output.csv --report {cohort}/report.html".split())
+        status = main(f"predict --csv {cohort}/test.csv --images {cohort} --out {cohort}/output.csv --report {cohort}/report.html --require-all".split())
         assert status == (0 if cohort == clean else 3)
     return clean, broken, dict(zip(order, [*CONTENTS, *FILES]))
 
