@@ -18,6 +18,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from . import __version__
+from .anatomy import LOCATIONS
 from .attention import LOOK, look_maps
 from .batches import CELL, Augmentation, study_batches
 from .model import load_model, preprocessing_of, report_model, vessel_model
@@ -143,24 +144,33 @@ def build_model(settings: Settings) -> keras.Model:
     raise ValueError(f"'{settings.model}' is no network; use 'vessel', 'report' or 'report 2023'.")
 
 # %% ../nbs/07_training.ipynb #4cf0171a
+_VESSELS = [location.split('_')[-1] for location in LOCATIONS]
+_VESSEL = np.array([sorted(set(_VESSELS)).index(vessel) for vessel in _VESSELS])     # left and right have the same number
+
+
 def fit_calibration(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return slope and offset for each location, both (21,), that turn scores into probabilities.
+    """Return slope and offset for each location, both (21,), that turn scores into probabilities; left and right share theirs.
 
     Parameters
     ----------
     scores : ndarray, shape (n, 21) or (readings, n, 21)
         Before any sigmoid. Of several readings the probabilities are averaged.
     labels : ndarray, shape (n, 22)
-        In the order of LABELS.
+        In the order of LABELS; -1 where unknown.
     """
-    scores, sick = scores.reshape(-1, *scores.shape[-2:]), labels == 1
+    scores, sick, known = scores.reshape(-1, *scores.shape[-2:]), labels == 1, labels >= 0
 
     def cost(free):
-        z = np.exp(free[0]) * scores + free[1] + free[2:]
-        healthy = np.concatenate([expit(-z).prod(axis=2, keepdims=True), expit(-z)], axis=2).mean(axis=0)       # chance of no aneurysm: none at all, none there
-        return -np.log(np.where(sick, 1 - healthy, healthy) + 1e-12).sum() + 0.5 * (free[0] ** 2 + (free[1] / 10) ** 2 + ((free[2:] / 3) ** 2).sum())
-    best = minimize(cost, np.zeros(2 + scores.shape[2]), method='L-BFGS-B', bounds=[(-2, 2)] + [(-50, 50)] * (1 + scores.shape[2])).x
-    return np.full(scores.shape[2], np.exp(best[0])), best[1] + best[2:]
+        z = np.exp(free[0]) * scores + free[1] + free[2:][_VESSEL]
+        each = expit(-z)                                                         # chance of no aneurysm there, and of none at all
+        none = np.where(known[:, 1:], each, 1).prod(axis=2, keepdims=True)
+        healthy = np.concatenate([none, each], axis=2).mean(axis=0)
+        prior = free[0] ** 2 + (free[1] / 10) ** 2 + ((free[2:] / 3) ** 2).sum()
+        return -(np.log(np.where(sick, 1 - healthy, healthy) + 1e-12) * known).sum() + 0.5 * prior
+
+    start, bounds = np.zeros(3 + _VESSEL.max()), [(-2, 2)] + [(-50, 50)] * (2 + _VESSEL.max())
+    best = minimize(cost, start, method='L-BFGS-B', bounds=bounds).x
+    return np.full(scores.shape[2], np.exp(best[0])), best[1] + best[2:][_VESSEL]
 
 
 def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
