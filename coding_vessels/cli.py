@@ -262,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     seed = ('--seed', dict(type=int, default=0, help='same seed, same result (default 0)'))
     verb(simulate, ('out', dict(help='new folder')), ('--patients', dict(type=int, required=True)), seed,
          ('--size', dict(type=int, help='pixels of a square frame; by default the sizes of the real cohort')),
-         ('--preset', dict(default='kium', help='kium (default), flat-panel, image-intensifier, elderly, shifted, training, training-small')),
+         ('--preset', dict(default='kium', help='kium (default), flat-panel, image-intensifier, elderly, shifted, varied, training')),
          ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')), ('--workers', dict(type=int, default=-1, help='processes; by default one a core')))
     verb(check, csv, images, ('--unlabelled', dict(action='store_true', help='the CSV needs no labels')))
     verb(import_dicom, ('folder', dict(help='all files in it and below are tried')), ('--out', dict(required=True, help='new folder of the cohort')),
