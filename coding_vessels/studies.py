@@ -99,13 +99,20 @@ def _header(data: bytes) -> tuple[int, int]:
     raise ValueError('neither JPEG nor PNG')
 
 
+def _shallow(deep: np.ndarray) -> np.ndarray:
+    "Return a picture of more than 8 bits, (height, width), as uint8: cut to the bits in use, or stretched where few levels would be left."
+    low, high = np.percentile(deep, [0.1, 99.9])                                         # a few hot pixels do not count
+    shift = max(0, int(high).bit_length() - 8)
+    if (high - low) / 2 ** shift >= 64 or high - low < 16: return np.clip(deep >> shift, 0, 255).astype(np.uint8)
+    return np.clip((deep - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
+
+
 def _decode(data: bytes) -> np.ndarray:
     "Return the picture as one grey channel, (height, width), uint8; any exception means that it is damaged."
     with Image.open(io.BytesIO(data), formats=('JPEG', 'PNG')) as image:
         orientation = image.getexif().get(0x0112, 1)
         if image.mode.startswith('I'):                                                   # 16 bits
-            deep = np.asarray(image)
-            frame = (deep >> max(0, int(deep.max()).bit_length() - 8)).astype(np.uint8)
+            frame = _shallow(np.asarray(image))
         elif data[:2] == b'\xff\xd8' and image.mode != 'CMYK': frame = simplejpeg.decode_jpeg(data, 'GRAY', strict=True)[..., 0]
         else: frame = np.asarray(image.convert('L'))
     return np.ascontiguousarray(_TURNED.get(orientation, lambda f: f)(frame))
