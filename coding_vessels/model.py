@@ -163,7 +163,7 @@ def _convolution(x, filters: int, kernel: int, stride: int = 1):
 
 def _residual(x, filters: int, stride: int = 1):
     "Two 3 x 3 convolutions with a shortcut around them."
-    shortcut = x if stride == 1 and x.shape[-1] == filters else layers.Conv2D(filters, 1, use_bias=False)(layers.AveragePooling2D(stride)(x) if stride > 1 else x)
+    shortcut = x if stride == 1 and x.shape[-1] == filters else layers.Conv2D(filters, 1, use_bias=False)(layers.AveragePooling2D(stride, padding='same')(x) if stride > 1 else x)
     x = layers.Conv2D(filters, 3, padding='same', use_bias=False)(_convolution(x, filters, 3, stride))
     return layers.ReLU()(layers.Add()([layers.BatchNormalization()(x), shortcut]))
 

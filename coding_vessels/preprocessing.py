@@ -88,8 +88,8 @@ class Preprocessing:
         if not 1 <= self.zoom <= 2: raise ValueError(f'zoom is {self.zoom}; use 1 to 2.')
 
     def closer(self) -> Preprocessing:
-        "Return the settings of a second look, in which everything is a tenth larger."
-        return replace(self, zoom=1.1 * self.zoom)
+        "Return the settings of a second look, in which everything is a tenth larger, twofold at most."
+        return replace(self, zoom=min(1.1 * self.zoom, 2))
 
     def span(self, width: int, height: int) -> float:
         "Return how many pixels of a frame of that size the square's side covers."

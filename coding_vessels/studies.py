@@ -155,7 +155,8 @@ def read_frame(path) -> np.ndarray:
 
 # %% ../nbs/02_studies.ipynb #a5871826
 def _text(data: bytes) -> str:
-    "Return the text of a CSV: UTF-8 or UTF-16 with their marks, or the Korean code page 949."
+    "Return the text of a CSV: UTF-8, UTF-16 or UTF-32 with their marks, or the Korean code page 949."
+    if data[:4] in (b'\xff\xfe\0\0', b'\0\0\xfe\xff'): return data.decode('utf-32')
     if data[:2] in (b'\xff\xfe', b'\xfe\xff'): return data.decode('utf-16')
     try: return data.decode('utf-8-sig')
     except UnicodeDecodeError: return data.decode('cp949')
@@ -255,14 +256,16 @@ def read_cohort(csv, images, labelled: bool = True, decode: bool = False,
         for view, paths in zip(VIEWS, files) if _INDEX.fullmatch(row['Index']) else ():
             if len(paths) > 1: note(row['Index'], paths[1], line, f'{paths[0].name} is the same frame', 'keep one of the files')
         usable, lacking = len(problems) == before, [view for view, paths in zip(VIEWS, files) if not paths]
-        for view in lacking if _INDEX.fullmatch(row['Index']) else ():
+        if len(lacking) == len(VIEWS) and key: note(row['Index'], _image_folder(images), line, 'there is no frame', 'add the images or remove the row')
+        for view in lacking if _INDEX.fullmatch(row['Index']) and len(lacking) < len(VIEWS) else ():
             file = _image_folder(images) / f'{row["Index"]}{view}.jpg'
             note(row['Index'], file, line, f'the frame {view} is missing', 'add the image or remove the row')
         if usable and (not lacking or partial and any(files)):
             paths = tuple(paths[0] if paths else None for paths in files)
             studies.append(Study(row['Index'], paths, labels, _truth_of(csv, row['Index'])))
-    for index in sorted({index for index, _ in found} - set(seen)):
-        note(index, next(paths[0] for (i, _), paths in found.items() if i == index), '', 'images without a row in the CSV', 'add a row or remove the images')
+    unlisted = {index: paths[0] for (index, _), paths in reversed(found.items()) if index not in seen}
+    for index in sorted(unlisted):
+        note(index, unlisted[index], '', 'images without a row in the CSV', 'add a row or remove the images')
     if decode: studies = _decodable(studies, {row['Index']: line for line, row in table.iloc[::-1].iterrows()}, note)
     return studies, pd.DataFrame(problems, columns=['Index', 'file', 'line', 'problem', 'mend'])
 
