@@ -109,7 +109,8 @@ def read_prediction(output, probabilities=None) -> list[pd.DataFrame]:
     table = read_labels(path)
     remedy = f'give the probabilities that belong to {output}, or remove {path}'
     strangers = flags.index.symmetric_difference(table.index)
-    if len(strangers): raise ValueError(f'{path}: patient {strangers[0]} is not in both it and {output}; {remedy}.')
+    if len(strangers):
+        raise ValueError(f'{path}: patient {strangers[0]} is not in both it and {output}; {remedy}.')
     table = table.loc[flags.index]
     wrong = (flags.Aneurysm - table.Aneurysm).abs() > 1e-9
     if wrong.any():
@@ -166,9 +167,10 @@ def calibration_error(y: np.ndarray, p: np.ndarray, groups: int = 10) -> float:
 
 
 def calibrated_error(p: np.ndarray, repetitions: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """Return the mean and the 95th percentile of the calibration error if these probabilities, (n,), were true.
+    """Return the mean and the 95th percentile of the calibration error if the probabilities, (n,), were true.
 
-    Labels are drawn from the probabilities (consistency resampling; Broecker and Smith, Weather and Forecasting 2007;22:651-661).
+    Labels are drawn from the probabilities: consistency resampling (Bröcker and Smith, Weather and Forecasting
+    2007;22:651–661).
     """
     labels = np.random.default_rng(seed).random((repetitions, len(p))) < p
     errors = [calibration_error(y, p) for y in labels]
@@ -251,7 +253,8 @@ def share(hits, patients=None) -> tuple[float, float, float]:
     ----------
     hits : array of bool, shape (k,)
     patients : array, shape (k,), optional
-        Whose each is: what belongs to one patient counts as independent only as far as it differs. By default each has its own.
+        Whose each is: what belongs to one patient counts as independent only as far as it differs. By default
+        each has its own.
 
     Returns
     -------
@@ -278,17 +281,25 @@ def delong(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     positives, negatives = scores[y == 1], scores[y == 0]
     m, n = len(positives), len(negatives)
     ranks = rankdata(np.concatenate([positives, negatives]), axis=0)
-    above = (ranks[:m] - rankdata(positives, axis=0)) / n                                # of each positive: share of negatives below it
-    below = 1 - (ranks[m:] - rankdata(negatives, axis=0)) / m                            # of each negative: share of positives above it
+    above = (ranks[:m] - rankdata(positives, axis=0)) / n    # of each positive: share of negatives below it
+    below = 1 - (ranks[m:] - rankdata(negatives, axis=0)) / m    # of each negative: share of positives above it
     return above.mean(axis=0), np.atleast_2d(np.cov(above.T) / m + np.cov(below.T) / n)
 
 
 def auroc_interval(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
-    "Return the ends of the 95 % interval of the AUROC of labels 0 or 1 and probabilities, both (n,); not-a-number with one class only."
+    """Return the ends of the 95 % interval of an AUROC.
+
+    Parameters
+    ----------
+    y : ndarray, shape (n,)
+        0 or 1; with one class only the ends are not-a-number.
+    p : ndarray, shape (n,)
+    """
     rarer, area = min((y == 1).sum(), (y == 0).sum()), aurocs(y[:, None], p[:, None])[0]
     if not rarer: return float('nan'), float('nan')
     variance = delong(y, p[:, None])[1][0, 0] if rarer > 1 else 0
-    return tuple(map(float, wilson(area, trials_of(area, max(variance, area * (1 - area) / 2 / rarer), rarer))))
+    variance = max(variance, area * (1 - area) / 2 / rarer)
+    return tuple(map(float, wilson(area, trials_of(area, variance, rarer))))
 
 # %% ../nbs/08_evaluation.ipynb #6b0e94d7
 def bootstrap(score, arrays: list[np.ndarray], repetitions: int = 1000, seed: int = 0) -> np.ndarray:
@@ -304,15 +315,17 @@ def bootstrap(score, arrays: list[np.ndarray], repetitions: int = 1000, seed: in
     seed : int
         Same seed, same draws: scores of the same patients can be paired.
     """
-    if len(arrays[0]) < 2: return np.stack([score(*arrays)] * repetitions)                 # nothing else to draw
+    if len(arrays[0]) < 2: return np.stack([score(*arrays)] * repetitions)      # nothing else to draw
     again = lambda rows: score(*(array[rows] for array in arrays))
-    drawn = scipy.stats.bootstrap((np.arange(len(arrays[0])),), again, n_resamples=repetitions, vectorized=False, batch=100,
+    patients = np.arange(len(arrays[0]))
+    drawn = scipy.stats.bootstrap((patients,), again, n_resamples=repetitions, vectorized=False, batch=100,
                                   method='percentile', random_state=np.random.default_rng(seed))
     return np.moveaxis(drawn.bootstrap_distribution, -1, 0)
 
 # %% ../nbs/08_evaluation.ipynb #e2c7a5b1
-def figure_intervals(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = None, repetitions: int = 1000) -> np.ndarray:
-    """Return the ends of the 95 % interval of every figure of `figures`, and of each location's average precision.
+def figure_intervals(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = None,
+                     repetitions: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % intervals of all `figures`, and of each location's average precision.
 
     Parameters
     ----------
@@ -324,17 +337,18 @@ def figure_intervals(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = No
     Returns
     -------
     tuple of ndarray, shape (k, 2) and (21, 2)
-        The interval is for the mean score of cohorts of this size. Not-a-number where there is none.
+        Low and high, for the mean score of cohorts of this size; not-a-number where there is none.
     """
     arrays = [array for array in (y, flags, p) if array is not None]
-    both = lambda *parts: np.append(list(figures(*parts).values()), location_figures(*parts)[:, 1])
+    each = lambda y, p: [average_precision(truth, risk) for truth, risk in zip(y[:, 1:].T, p[:, 1:].T)]
+    both = lambda *parts: np.append(list(figures(*parts).values()), each(parts[0], parts[-1]))
     score, names = both(*arrays), list(figures(*arrays))
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', RuntimeWarning)                                  # a score that no draw has stays not-a-number
+        warnings.simplefilter('ignore', RuntimeWarning)           # a score that no draw has: not-a-number
         variance = np.nanvar(bootstrap(both, arrays, repetitions), axis=0, ddof=1)
-    positives, count = y.sum(axis=0), len(names)
-    variance[count:] = np.fmax(variance[count:], (score * (1 - score))[count:] / 2 / np.maximum(positives[1:], 1))
-    fewest = np.maximum(np.append(np.full(count, positives[0]), positives[1:]), 1)
+    positives, count = np.maximum(y.sum(axis=0), 1), len(names)
+    variance[count:] = np.fmax(variance[count:], (score * (1 - score))[count:] / 2 / positives[1:])
+    fewest = np.append(np.full(count, positives[0]), positives[1:])
     ends = np.stack(wilson(score, trials_of(score, variance, fewest)), axis=1)
     called, wrong = (flags[:, 1:] >= 0.5).any(axis=1), np.abs(y[:, 1:] - flags[:, 1:])
     known = {'AUROC': auroc_interval(y[:, 0], flags[:, 0]), 'sensitivity': share(called[y[:, 0] == 1])[1:],
@@ -376,7 +390,7 @@ def read_findings(cohort, output: pd.DataFrame, positions: pd.DataFrame) -> pd.D
 
 
 def by_size(findings: pd.DataFrame, edges=(0, 3, 5, 10, 100)) -> pd.DataFrame:
-    """Return how many aneurysms there are, the share found, and the share of found places within 5 % of the frame's width.
+    """Return how many aneurysms there are, the share found, and the share of places within 5 % of the width.
 
     Parameters
     ----------
@@ -388,13 +402,15 @@ def by_size(findings: pd.DataFrame, edges=(0, 3, 5, 10, 100)) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a group: aneurysms, found, found low, found high, placed, placed low, placed high; 95 % intervals over patients.
+        One row a group: aneurysms, found, found low, found high, placed, placed low, placed high; the intervals
+        are 95 %, over patients.
     """
-    each, near = findings.groupby(['Index', 'location'], as_index=False).first(), findings[findings.found.astype(bool)]
-    sizes = pd.IntervalIndex.from_breaks(edges, closed='left', name='diameter_mm')
-    rows = []
+    each = findings.groupby(['Index', 'location'], as_index=False).first()
+    flagged = findings[findings.found.astype(bool)]
+    sizes, rows = pd.IntervalIndex.from_breaks(edges, closed='left', name='diameter_mm'), []
     for size in sizes:
-        aneurysms, places = (table[table.diameter_mm.between(size.left, size.right, 'left')] for table in (each, near))
+        within = lambda table: table[table.diameter_mm.between(size.left, size.right, 'left')]
+        aneurysms, places = within(each), within(flagged)
         found, placed = share(aneurysms.found, aneurysms.Index), share(places.distance <= 0.05, places.Index)
         rows.append((len(aneurysms), *found, *placed))
     ends = [f'{name}{end}' for name in ('found', 'placed') for end in ('', ' low', ' high')]
@@ -408,8 +424,8 @@ LOCATION_FIGURES = ('AUROC', 'average precision', 'sensitivity', 'specificity')
 def trivial_figures(y: np.ndarray, ranked: bool = True, orders: int = 100) -> dict[str, float]:
     """Return what the trivial predictor gets: no flags, and for everybody the cohort's share of positives.
 
-    It gives all patients the same probability. Average precision and sensitivity at a specificity need an order of the patients, so
-    theirs is drawn by chance; the mean over the orders is returned.
+    It gives all patients the same probability. Average precision and sensitivity at a specificity need an order
+    of the patients; it is drawn by chance, and the mean over the orders is returned.
 
     Parameters
     ----------
@@ -423,10 +439,10 @@ def trivial_figures(y: np.ndarray, ranked: bool = True, orders: int = 100) -> di
     flags = same * (np.arange(y.shape[1]) == 0)
     rng, drawn = np.random.default_rng(0), []
     for _ in range(orders):
-        order = rng.random(y.shape) * 1e-9                                               # decides between equals only
+        order = rng.random(y.shape) * 1e-9                                       # decides between equals only
         drawn.append(figures(y, flags + order, *[same + order] * ranked))
     plain, drawn = figures(y, flags, *[same] * ranked), pd.DataFrame(drawn).mean()
-    by_chance = [name for name in plain if name == 'sensitivity at 0.9 specificity' or name.endswith('precision')]
+    by_chance = [name for name in plain if name.endswith(('at 0.9 specificity', 'precision'))]
     return plain | drawn[by_chance].to_dict()
 
 
@@ -437,7 +453,7 @@ def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFr
     Parameters
     ----------
     truth, output, probabilities : DataFrame
-        As `read_labels` returns them: true labels, the competition's output, and the probabilities of all locations.
+        As `read_labels` returns them: true labels, the competition's output, all locations' probabilities.
     groups : DataFrame, optional
         One row a patient, one column for each division of the patients, such as scanner or sex.
     cohort : str or Path, optional
@@ -448,25 +464,24 @@ def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFr
     Returns
     -------
     dict
-        'patients', 'with aneurysm', 'positive locations'; 'figures': score, low, high and what the trivial predictor gets;
-        'calibration error by chance'; 'locations': positives and four figures with intervals; 'calibration'; 'sides'; and, if
-        asked for, 'sizes' and 'groups'. A figure or an end that the patients do not allow is None.
+        'patients', 'with aneurysm', 'positive locations'; 'figures': score, low, high and what the trivial
+        predictor gets; 'calibration error by chance'; 'locations': positives and four figures with intervals;
+        'calibration'; 'sides'; and, if asked for, 'sizes' and 'groups'. A figure or an end that the patients do
+        not allow is None.
     """
-    arrays = [align(truth, table).to_numpy(float) for table in (truth, output, probabilities) if table is not None]
+    tables = [table for table in (truth, output, probabilities) if table is not None]
+    arrays = [align(truth, table).to_numpy(float) for table in tables]
     y, risk = arrays[0], arrays[1][:, 0]
     ends, precisions = figure_intervals(*arrays, repetitions=repetitions)
     trivial = trivial_figures(y, ranked=len(arrays) == 3)
-    result = {'patients': len(y), 'with aneurysm': int(y[:, 0].sum()), 'positive locations': int(y[:, 1:].sum()), 'repetitions': repetitions,
-              'figures': {name: _triple(score, *end) | {TRIVIAL: _number(trivial[name])}
-                          for (name, score), end in zip(figures(*arrays).items(), ends)},
+    rows = {name: _triple(score, *end) for (name, score), end in zip(figures(*arrays).items(), ends)}
+    result = {'patients': len(y), 'with aneurysm': int(y[:, 0].sum()),
+              'positive locations': int(y[:, 1:].sum()), 'repetitions': repetitions,
+              'figures': {name: row | {TRIVIAL: _number(trivial[name])} for name, row in rows.items()},
               'calibration error by chance': dict(zip(('mean', 'high'), calibrated_error(risk, repetitions))),
-              'locations': _locations(arrays, precisions),
-              'calibration': calibration_table(y[:, 0], risk).to_dict('records'), 'sides': _sides(y, arrays[1])}
-    if cohort is not None:
-        nowhere = pd.DataFrame(columns=['Index', 'location', 'view', 'x', 'y'])
-        sizes = by_size(read_findings(cohort, align(truth, output), nowhere))
-        result['sizes'] = {f'{size.left} to {size.right} mm': {'aneurysms': int(row.aneurysms), 'found': _number(row.found),
-                           'low': _number(row['found low']), 'high': _number(row['found high'])} for size, row in sizes.iterrows()}
+              'locations': _locations(arrays, precisions), 'sides': _sides(y, arrays[1]),
+              'calibration': calibration_table(y[:, 0], risk).to_dict('records')}
+    if cohort is not None: result['sizes'] = _sizes(cohort, align(truth, output))
     return result if groups is None else result | {'groups': _groups(truth, arrays, groups)}
 
 
@@ -481,13 +496,24 @@ def _triple(score: float, low: float, high: float) -> dict:
     return {'score': _number(score), 'low': _number(low), 'high': _number(high)}
 
 
+def _sizes(cohort, output: pd.DataFrame) -> dict:
+    "Return for each group of diameters how many aneurysms there are and the share found, with its interval."
+    nowhere, result = pd.DataFrame(columns=['Index', 'location', 'view', 'x', 'y']), {}
+    for size, row in by_size(read_findings(cohort, output, nowhere)).iterrows():
+        ends = {end: _number(row[f'found {end}']) for end in ('low', 'high')}
+        count = {'aneurysms': int(row.aneurysms), 'found': _number(row.found)}
+        result[f'{size.left} to {size.right} mm'] = count | ends
+    return result
+
+
 def _locations(arrays: list[np.ndarray], precisions: np.ndarray) -> dict:
     "Return positives and four figures with intervals of each location."
     y, flags, result = arrays[0][:, 1:], arrays[1][:, 1:] >= 0.5, {}
     scores = location_figures(*arrays)
     for i, location in enumerate(LOCATIONS):
         positive = y[:, i] == 1
-        ends = (auroc_interval(y[:, i], arrays[-1][:, i + 1]), precisions[i], share(flags[positive, i])[1:], share(~flags[~positive, i])[1:])
+        found, spared = share(flags[positive, i]), share(~flags[~positive, i])
+        ends = auroc_interval(y[:, i], arrays[-1][:, i + 1]), precisions[i], found[1:], spared[1:]
         result[location] = {'positives': int(positive.sum())} | {
             name: _triple(score, *end) for name, score, end in zip(LOCATION_FIGURES, scores[i], ends)}
     return result
@@ -500,7 +526,8 @@ def _sides(y: np.ndarray, flags: np.ndarray) -> dict:
     for name in ('left', 'right', 'midline'):
         truth, flagged = (array[:, 1:][:, side == name] >= 0.5 for array in (y, flags))
         patient = np.arange(len(y))[:, None] + 0 * truth
-        result[name] = {'positives': int(truth.sum()), 'sensitivity': _triple(*share(flagged[truth], patient[truth])),
+        result[name] = {'positives': int(truth.sum()),
+                        'sensitivity': _triple(*share(flagged[truth], patient[truth])),
                         'specificity': _triple(*share(~flagged[~truth], patient[~truth]))}
     return result
 
@@ -511,10 +538,12 @@ def _groups(truth: pd.DataFrame, arrays: list[np.ndarray], groups: pd.DataFrame)
     for column, values in align(truth, groups).items():
         for value in sorted(values.unique()):
             y, flags = (array[(values == value).to_numpy()] for array in arrays[:2])
-            called, any_true, area = (flags[:, 1:] >= 0.5).any(axis=1), y[:, 0] == 1, aurocs(y[:, :1], flags[:, :1])[0]
+            called, any_true = (flags[:, 1:] >= 0.5).any(axis=1), y[:, 0] == 1
+            area = aurocs(y[:, :1], flags[:, :1])[0], *auroc_interval(y[:, 0], flags[:, 0])
+            shares = {'sensitivity': share(called[any_true]), 'specificity': share(~called[~any_true])}
             result.setdefault(str(column), {})[str(value)] = {
-                'patients': len(y), 'with aneurysm': int(any_true.sum()), 'AUROC': _triple(area, *auroc_interval(y[:, 0], flags[:, 0])),
-                'sensitivity': _triple(*share(called[any_true])), 'specificity': _triple(*share(~called[~any_true]))}
+                'patients': len(y), 'with aneurysm': int(any_true.sum()),
+                **{name: _triple(*values) for name, values in ({'AUROC': area} | shares).items()}}
     return result
 
 # %% ../nbs/08_evaluation.ipynb #0dd0abff
@@ -532,18 +561,20 @@ def location_table(record: dict) -> pd.DataFrame:
 def delong_test(y: np.ndarray, one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     """Return z and the two-sided p-value of the difference of two AUROCs on the same patients, all (n,).
 
-    Both are not-a-number if a class has fewer than two. Where the difference has no variance, z is not-a-number and p is that of a
-    permutation test.
+    Both are not-a-number if a class has fewer than two. Where the difference has no variance, z is not-a-number
+    and p is that of a permutation test.
     """
     if min((y == 1).sum(), (y == 0).sum()) < 2: return float('nan'), float('nan')
     areas, covariance = delong(y, np.stack([one, other], axis=1))
     variance, difference = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], areas[0] - areas[1]
-    if variance > 1e-15: return float(difference / np.sqrt(variance)), float(2 * norm.sf(abs(difference) / np.sqrt(variance)))
-    if abs(difference) < 1e-12: return 0.0, 1.0                                          # the same ranking
+    if variance > 1e-15:
+        z = difference / np.sqrt(variance)
+        return float(z), float(2 * norm.sf(abs(z)))
+    if abs(difference) < 1e-12: return 0.0, 1.0                                  # the same ranking
     area = lambda ranks: aurocs(y[:, None], ranks.reshape(-1, len(y)).T).reshape(ranks.shape[:-1])
     gain = lambda first, second, axis: area(first) - area(second)
-    test = permutation_test((rankdata(one), rankdata(other)), gain, permutation_type='samples', vectorized=True, batch=500,
-                            n_resamples=9999, random_state=np.random.default_rng(0))
+    test = permutation_test((rankdata(one), rankdata(other)), gain, permutation_type='samples',
+                            vectorized=True, batch=500, n_resamples=9999, random_state=np.random.default_rng(0))
     return float('nan'), float(test.pvalue)
 
 
@@ -569,15 +600,16 @@ def compare(truth: pd.DataFrame, one: list[pd.DataFrame], other: list[pd.DataFra
     -------
     dict
         'DeLong': z and p of the AUROC. 'McNemar': patients that only one and only the other called rightly, and p.
-        'differences': one minus the other for each figure, with its 95 % interval from the variance over the same draws; None for
-        the calibration error, and where no draw differs from another.
+        'differences': one minus the other for each figure, with its 95 % interval from the variance over the
+        same draws; no interval for the calibration error, nor where no draw differs from another.
     """
     y, number = truth.to_numpy(float), min(len(one), len(other))
     first, second = ([align(truth, table).to_numpy(float) for table in tables[:number]] for tables in (one, other))
     names = list(figures(y, *first))
     score = lambda y, *parts: np.subtract(list(figures(y, *parts[:number]).values()), list(figures(y, *parts[number:]).values()))
     whole, draws = score(y, *first, *second), bootstrap(score, [y, *first, *second], repetitions)
-    half = norm.ppf(0.975) * np.where(np.nanstd(draws, axis=0) > 1e-12, np.nanstd(draws, axis=0, ddof=1), np.nan)
+    spread = np.nanstd(draws, axis=0, ddof=1)
+    half = norm.ppf(0.975) * np.where(spread > 1e-12, spread, np.nan)
     half[names.index('calibration error')] = np.nan
     right = [(tables[0][:, 1:] >= 0.5).any(axis=1) == (y[:, 0] == 1) for tables in (first, second)]
     differences = {name: _triple(*values) for name, *values in zip(names, whole, whole - half, whole + half)}
@@ -611,10 +643,12 @@ def describe(record: dict) -> str:
              f'{"":<34}score   95 % interval       {TRIVIAL}']
     lines += [f'{line(name, row)}   {show(row[TRIVIAL])}' for name, row in record['figures'].items()]
     by_chance = record['calibration error by chance']
-    lines.append(f'a calibrated prediction has, by chance, a calibration error of {by_chance["mean"]:.4f}, at most {by_chance["high"]:.4f} in 95 of 100 cohorts')
+    lines.append('calibration error of a calibrated prediction, by chance: '
+                 f'{by_chance["mean"]:.4f} on average, at most {by_chance["high"]:.4f} in 95 of 100 cohorts')
     if 'sizes' in record: lines.append('found, by diameter')
     for size, row in record.get('sizes', {}).items():
-        if row['aneurysms']: lines.append(line(f'  {size}, of {row["aneurysms"]}', row | {'score': row['found']}))
+        found = row | {'score': row['found']}
+        if row['aneurysms']: lines.append(line(f'  {size}, of {row["aneurysms"]}', found))
     for column, groups in record.get('groups', {}).items():
         for value, row in groups.items():
             lines += [f'{column} {value}: {row["patients"]} patients, {row["with aneurysm"]} with an aneurysm', *(line(f'  {name}', row[name]) for name in ('AUROC', 'sensitivity', 'specificity'))]
@@ -637,7 +671,8 @@ def draw_curves(truth: pd.DataFrame, output: pd.DataFrame, repetitions: int = 30
     reliability.set(xlabel='predicted probability', ylabel='share with an aneurysm', title='Calibration'); reliability.plot([0, 1], [0, 1], ':', color='grey')
     if 0 < y.sum() < len(y):
         curve = lambda y, p: np.interp(grid, *roc_curve(y, p)[:2]) if 0 < y.sum() < len(y) else grid * np.nan
-        roc.fill_between(grid, *np.nanpercentile(bootstrap(curve, [y, p], repetitions), [2.5, 97.5], axis=0), alpha=0.2); roc.plot(*roc_curve(y, p)[:2]); roc.plot([0, 1], [0, 1], ':', color='grey')
+        band = np.nanpercentile(bootstrap(curve, [y, p], repetitions), [2.5, 97.5], axis=0)
+        roc.fill_between(grid, *band, alpha=0.2); roc.plot(*roc_curve(y, p)[:2]); roc.plot([0, 1], [0, 1], ':', color='grey')
         roc.plot(called[y == 0].mean(), called[y == 1].mean(), 'o', color='k', label='flags'); roc.legend(loc='lower right')
         precision, found, _ = precision_recall_curve(y, p)
         recall.step(found, precision, where='post'); recall.axhline(y.mean(), ls=':', color='grey')
