@@ -241,9 +241,10 @@ def wilson(score, trials) -> tuple[np.ndarray, np.ndarray]:
 
 
 def trials_of(score, variance, fewest) -> np.ndarray:
-    "Return how many independent trials give a share this variance; `fewest` where there is none."
+    "Return how many independent trials give a share this variance; `fewest` where that says nothing, as at 0 and 1."
+    spread = score * (1 - score)
     with np.errstate(divide='ignore', invalid='ignore'):
-        return np.where(np.asarray(variance) > 1e-15, score * (1 - score) / variance, fewest)
+        return np.where((np.asarray(variance) > 1e-15) & (spread > 1e-15), spread / variance, fewest)
 
 
 def share(hits, patients=None) -> tuple[float, float, float]:

@@ -69,6 +69,12 @@ def test_three_of_three_leave_room_for_doubt():
         assert record["figures"][name]["low"] < 1
 
 
+def test_a_score_of_nothing_has_an_interval_though_its_draws_differ():
+    truth, guess = cohort(60)
+    row = evaluate(truth, guess, repetitions=20)["figures"]["sensitivity at 0.9 specificity"]
+    assert (row["score"], row["low"]) == (0, 0) and 0 < row["high"] < 0.2
+
+
 def test_a_perfect_ranking_is_better_than_a_constant():
     y = np.repeat([0, 1], 20)
     z, p = delong_test(y, y * 1.0, y * 0.0)
