@@ -201,13 +201,6 @@ def _canonical(index: str) -> str:
     return canonical_index(index)
 
 # %% ../nbs/11_cli.ipynb #0925f5f5
-def _tables(output, probabilities=None) -> list:
-    "Return the output and, where there are any, the probabilities: those given, or `probabilities.csv` beside the output."
-    from coding_vessels.evaluation import read_labels
-    beside = Path(output).with_name('probabilities.csv')
-    return [read_labels(path) for path in (output, probabilities or (beside if beside.exists() else None)) if path]
-
-
 def _simulated(truth) -> Path | None:
     "Return the folder of a groundtruth.csv if its patients are simulated."
     return Path(truth).parent if (Path(truth).parent / 'truth').is_dir() else None
@@ -220,10 +213,13 @@ def evaluate(args) -> int:
     if args.out and Path(args.out).is_file(): raise FileExistsError(f'{args.out} is a file; choose a folder.')
     if args.out and Path(args.out).exists() and any(Path(args.out).iterdir()) and not args.overwrite:
         raise FileExistsError(f'{args.out} exists and is not empty; choose another folder or add --overwrite.')
-    truth, tables = evaluation.read_labels(args.truth, truth=True), _tables(args.output, args.probabilities)
+    truth = evaluation.read_labels(args.truth, truth=True)
+    tables = evaluation.read_prediction(args.output, args.probabilities)
     groups = evaluation.read_groups(args.groups) if args.groups else None
     record = evaluation.evaluate(truth, *tables, *[None] * (2 - len(tables)), groups, _simulated(args.truth))
-    if args.compare: record['comparison'] = {'with': str(args.compare)} | evaluation.compare(truth, tables, _tables(args.compare))
+    if args.compare:
+        other = evaluation.read_prediction(args.compare)
+        record['comparison'] = {'with': str(args.compare)} | evaluation.compare(truth, tables, other)
     print(evaluation.describe(record))
     if args.out:
         made = evaluation.write_scores(record, args.out, evaluation.draw_curves(truth, tables[0]))

@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, norm, rankdata
+import scipy.stats
+from scipy.stats import binomtest, norm, permutation_test, rankdata
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from .anatomy import LABELS, LOCATIONS, views_of
 from .studies import canonical_index, parse_labels, read_table
 
 # %% auto #0
-__all__ = ['TRIVIAL', 'read_labels', 'align', 'aurocs', 'auroc', 'location_accuracy', 'average_precision',
-           'sensitivity_at_specificity', 'calibration_table', 'calibration_error', 'figures', 'location_figures',
-           'bootstrap', 'interval', 'read_findings', 'by_size', 'evaluate', 'figure_table', 'location_table', 'delong',
-           'delong_test', 'mcnemar', 'compare', 'read_groups', 'describe', 'draw_curves', 'write_scores']
+__all__ = ['TRIVIAL', 'LOCATION_FIGURES', 'read_labels', 'align', 'read_prediction', 'aurocs', 'auroc', 'location_accuracy',
+           'average_precision', 'sensitivity_at_specificity', 'calibration_table', 'calibration_error',
+           'calibrated_error', 'figures', 'location_figures', 'wilson', 'trials_of', 'share', 'delong',
+           'auroc_interval', 'bootstrap', 'figure_intervals', 'read_findings', 'by_size', 'trivial_figures', 'evaluate',
+           'figure_table', 'location_table', 'delong_test', 'mcnemar', 'compare', 'read_groups', 'describe',
+           'draw_curves', 'write_scores']
 
 # %% ../nbs/08_evaluation.ipynb #1c43a85a
 def read_labels(csv, truth: bool = False) -> pd.DataFrame:
@@ -76,6 +80,45 @@ def align(truth: pd.DataFrame, output: pd.DataFrame) -> pd.DataFrame:
         if missing: raise ValueError(f'patient {", ".join(missing[:5])}{" and others" if len(missing) > 5 else ""}: {mend}.')
     return output.loc[truth.index]
 
+# %% ../nbs/08_evaluation.ipynb #b52f83d9
+def read_prediction(output, probabilities=None) -> list[pd.DataFrame]:
+    """Return the output and, if there are any, the probabilities of the same prediction.
+
+    Parameters
+    ----------
+    output : str or Path
+        `output.csv`.
+    probabilities : str or Path, optional
+        By default `probabilities.csv` beside the output, if it is there.
+
+    Returns
+    -------
+    list of DataFrame
+        One or two, as `read_labels` returns them, the patients in the order of the output.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file does not exist.
+    ValueError
+        As `read_labels`; or if the two hold other patients or another probability of `Aneurysm`.
+    """
+    beside = Path(output).with_name('probabilities.csv')
+    path, flags = probabilities or (beside if beside.exists() else None), read_labels(output)
+    if path is None: return [flags]
+    table = read_labels(path)
+    remedy = f'give the probabilities that belong to {output}, or remove {path}'
+    strangers = flags.index.symmetric_difference(table.index)
+    if len(strangers):
+        raise ValueError(f'{path}: patient {strangers[0]} is not in both it and {output}; {remedy}.')
+    table = table.loc[flags.index]
+    wrong = (flags.Aneurysm - table.Aneurysm).abs() > 1e-9
+    if wrong.any():
+        index = wrong.idxmax()
+        one, other = table.Aneurysm[index], flags.Aneurysm[index]
+        raise ValueError(f'{path}: Aneurysm of patient {index} is {one} but {other} in {output}; {remedy}.')
+    return [flags, table]
+
 # %% ../nbs/08_evaluation.ipynb #3280088f
 def aurocs(y: np.ndarray, p: np.ndarray) -> np.ndarray:
     "Return the area under the ROC curve of each column, (k,), of labels 0 or 1 and probabilities, both (n, k); not-a-number where there is one class only."
@@ -122,6 +165,17 @@ def calibration_error(y: np.ndarray, p: np.ndarray, groups: int = 10) -> float:
     group = np.minimum((p * groups).astype(int), groups - 1)
     return float(np.abs(np.bincount(group, p - y)).sum() / len(p))
 
+
+def calibrated_error(p: np.ndarray, repetitions: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """Return the mean and the 95th percentile of the calibration error if the probabilities, (n,), were true.
+
+    Labels are drawn from the probabilities: consistency resampling (Bröcker and Smith, Weather and Forecasting
+    2007;22:651–661).
+    """
+    labels = np.random.default_rng(seed).random((repetitions, len(p))) < p
+    errors = [calibration_error(y, p) for y in labels]
+    return float(np.mean(errors)), float(np.percentile(errors, 95))
+
 # %% ../nbs/08_evaluation.ipynb #d26c7749
 def figures(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = None, least: int = 5) -> dict[str, float]:
     """Return every figure of a prediction.
@@ -164,10 +218,91 @@ def location_figures(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = No
     with np.errstate(invalid='ignore'):
         found = (positive & flagged).sum(axis=0) / positive.sum(axis=0)
         spared = (~positive & ~flagged).sum(axis=0) / (~positive).sum(axis=0)
-    if p is None: return np.stack([np.full(21, np.nan)] * 2 + [found, spared], axis=1)
-    return np.stack([aurocs(y[:, 1:], p[:, 1:]), [average_precision(y[:, i], p[:, i]) for i in range(1, 22)], found, spared], axis=1)
+    if p is None: return np.stack([found * np.nan] * 2 + [found, spared], axis=1)
+    precisions = [average_precision(truth, risk) for truth, risk in zip(y[:, 1:].T, p[:, 1:].T)]
+    return np.stack([aurocs(y[:, 1:], p[:, 1:]), precisions, found, spared], axis=1)
 
 # %% ../nbs/08_evaluation.ipynb #02bd8256
+def wilson(score, trials) -> tuple[np.ndarray, np.ndarray]:
+    """Return both ends of Wilson's 95 % interval.
+
+    Parameters
+    ----------
+    score : float or ndarray
+        Shares, or other means of numbers from 0 to 1.
+    trials : float or ndarray
+        Independent trials behind each; not always a whole number.
+    """
+    z = norm.ppf(0.975)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        centre = score + z ** 2 / 2 / trials
+        half = z * np.sqrt(score * (1 - score) / trials + (z / 2 / trials) ** 2)
+        return tuple(np.clip((centre + side * half) / (1 + z ** 2 / trials), 0, 1) for side in (-1, 1))
+
+
+def trials_of(score, variance, fewest) -> np.ndarray:
+    "Return how many independent trials give a share this variance; `fewest` where that says nothing, as at 0 and 1."
+    spread = score * (1 - score)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return np.where((np.asarray(variance) > 1e-15) & (spread > 1e-15), spread / variance, fewest)
+
+
+def share(hits, patients=None) -> tuple[float, float, float]:
+    """Return the share of hits and the ends of its 95 % interval.
+
+    Parameters
+    ----------
+    hits : array of bool, shape (k,)
+    patients : array, shape (k,), optional
+        Whose each is: what belongs to one patient counts as independent only as far as it differs. By default
+        each has its own.
+
+    Returns
+    -------
+    tuple of float
+        Not-a-number if there is nothing to count.
+    """
+    hits = np.asarray(hits, float)
+    if not len(hits): return (float('nan'),) * 3
+    patient = np.arange(len(hits)) if patients is None else pd.factorize(np.asarray(patients))[0]
+    score = hits.mean()
+    variance = (np.bincount(patient, hits - score) ** 2).sum() / len(hits) ** 2
+    return float(score), *map(float, wilson(score, trials_of(score, variance, len(hits))))
+
+# %% ../nbs/08_evaluation.ipynb #5e7b10c4
+def delong(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the AUROC of each score, (k,), and their covariance, (k, k).
+
+    Parameters
+    ----------
+    y : ndarray, shape (n,)
+        0 or 1; at least two of each.
+    scores : ndarray, shape (n, k)
+    """
+    positives, negatives = scores[y == 1], scores[y == 0]
+    m, n = len(positives), len(negatives)
+    ranks = rankdata(np.concatenate([positives, negatives]), axis=0)
+    above = (ranks[:m] - rankdata(positives, axis=0)) / n    # of each positive: share of negatives below it
+    below = 1 - (ranks[m:] - rankdata(negatives, axis=0)) / m    # of each negative: share of positives above it
+    return above.mean(axis=0), np.atleast_2d(np.cov(above.T) / m + np.cov(below.T) / n)
+
+
+def auroc_interval(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
+    """Return the ends of the 95 % interval of an AUROC.
+
+    Parameters
+    ----------
+    y : ndarray, shape (n,)
+        0 or 1; with one class only the ends are not-a-number.
+    p : ndarray, shape (n,)
+    """
+    rarer, area = min((y == 1).sum(), (y == 0).sum()), aurocs(y[:, None], p[:, None])[0]
+    if not rarer: return float('nan'), float('nan')
+    variance = delong(y, p[:, None])[1][0, 0] if rarer > 1 else 0
+    variance = max(variance, area * (1 - area) / 2 / rarer)
+    return tuple(map(float, wilson(area, trials_of(area, variance, rarer))))
+
+# %% ../nbs/08_evaluation.ipynb #6b0e94d7
 def bootstrap(score, arrays: list[np.ndarray], repetitions: int = 1000, seed: int = 0) -> np.ndarray:
     """Return a score on patients drawn again with replacement, (repetitions, ...).
 
@@ -181,17 +316,47 @@ def bootstrap(score, arrays: list[np.ndarray], repetitions: int = 1000, seed: in
     seed : int
         Same seed, same draws: scores of the same patients can be paired.
     """
-    rng = np.random.default_rng(seed)
-    draws = (rng.integers(0, len(arrays[0]), len(arrays[0])) for _ in range(repetitions))
-    return np.array([score(*(array[rows] for array in arrays)) for rows in draws])
+    if len(arrays[0]) < 2: return np.stack([score(*arrays)] * repetitions)      # nothing else to draw
+    again = lambda rows: score(*(array[rows] for array in arrays))
+    patients = np.arange(len(arrays[0]))
+    drawn = scipy.stats.bootstrap((patients,), again, n_resamples=repetitions, vectorized=False, batch=100,
+                                  method='percentile', random_state=np.random.default_rng(seed))
+    return np.moveaxis(drawn.bootstrap_distribution, -1, 0)
 
+# %% ../nbs/08_evaluation.ipynb #e2c7a5b1
+def figure_intervals(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = None,
+                     repetitions: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % intervals of all `figures`, and of each location's average precision.
 
-def interval(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Return the 2.5 and 97.5 percentiles over the first axis; draws in which the score is not a number are left out."
-    import warnings
+    Parameters
+    ----------
+    y, flags, p : ndarray, shape (n, 22)
+        As `figures` takes them.
+    repetitions : int
+        Draws of the bootstrap, for the figures without a formula.
+
+    Returns
+    -------
+    tuple of ndarray, shape (k, 2) and (21, 2)
+        Low and high, for the mean score of cohorts of this size; not-a-number where there is none.
+    """
+    arrays = [array for array in (y, flags, p) if array is not None]
+    each = lambda y, p: [average_precision(truth, risk) for truth, risk in zip(y[:, 1:].T, p[:, 1:].T)]
+    both = lambda *parts: np.append(list(figures(*parts).values()), each(parts[0], parts[-1]))
+    score, names = both(*arrays), list(figures(*arrays))
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', RuntimeWarning)                                  # a column without a single number stays not-a-number
-        return tuple(np.nanpercentile(draws, [2.5, 97.5], axis=0))
+        warnings.simplefilter('ignore', RuntimeWarning)           # a score that no draw has: not-a-number
+        variance = np.nanvar(bootstrap(both, arrays, repetitions), axis=0, ddof=1)
+    positives, count = np.maximum(y.sum(axis=0), 1), len(names)
+    variance[count:] = np.fmax(variance[count:], (score * (1 - score))[count:] / 2 / positives[1:])
+    fewest = np.append(np.full(count, positives[0]), positives[1:])
+    ends = np.stack(wilson(score, trials_of(score, variance, fewest)), axis=1)
+    called, wrong = (flags[:, 1:] >= 0.5).any(axis=1), np.abs(y[:, 1:] - flags[:, 1:])
+    known = {'AUROC': auroc_interval(y[:, 0], flags[:, 0]), 'sensitivity': share(called[y[:, 0] == 1])[1:],
+             'specificity': share(~called[y[:, 0] == 0])[1:], 'calibration error': (np.nan, np.nan),
+             'location accuracy': share(1 - wrong.ravel(), np.arange(len(y)).repeat(wrong.shape[1]))[1:]}
+    for name, values in known.items(): ends[names.index(name)] = values
+    return ends[:count], ends[count:]
 
 # %% ../nbs/08_evaluation.ipynb #8a1b98ff
 def read_findings(cohort, output: pd.DataFrame, positions: pd.DataFrame) -> pd.DataFrame:
@@ -226,25 +391,70 @@ def read_findings(cohort, output: pd.DataFrame, positions: pd.DataFrame) -> pd.D
 
 
 def by_size(findings: pd.DataFrame, edges=(0, 3, 5, 10, 100)) -> pd.DataFrame:
-    "Return, for groups of diameters in mm, how many aneurysms there are, the share found, and the share of places within 5 % of the frame's width."
-    group = pd.cut(findings.diameter_mm, edges, right=False)
-    each = findings.groupby(['Index', 'location']).first()
-    shares = each.groupby(pd.cut(each.diameter_mm, edges, right=False), observed=False).found.agg(['size', 'mean'])
-    near = (findings.distance <= 0.05).where(findings.found).groupby(group, observed=False).mean()
-    return shares.set_axis(['aneurysms', 'found'], axis=1).assign(placed=near)
+    """Return how many aneurysms there are, the share found, and the share of places within 5 % of the width.
+
+    Parameters
+    ----------
+    findings : DataFrame
+        As `read_findings` returns it.
+    edges : tuple of float
+        Of the groups of diameters, in mm.
+
+    Returns
+    -------
+    DataFrame
+        One row a group: aneurysms, found, found low, found high, placed, placed low, placed high; the intervals
+        are 95 %, over patients.
+    """
+    each = findings.groupby(['Index', 'location'], as_index=False).first()
+    flagged = findings[findings.found.astype(bool)]
+    sizes, rows = pd.IntervalIndex.from_breaks(edges, closed='left', name='diameter_mm'), []
+    for size in sizes:
+        within = lambda table: table[table.diameter_mm.between(size.left, size.right, 'left')]
+        aneurysms, places = within(each), within(flagged)
+        found, placed = share(aneurysms.found, aneurysms.Index), share(places.distance <= 0.05, places.Index)
+        rows.append((len(aneurysms), *found, *placed))
+    ends = [f'{name}{end}' for name in ('found', 'placed') for end in ('', ' low', ' high')]
+    return pd.DataFrame(rows, sizes, ['aneurysms', *ends])
 
 # %% ../nbs/08_evaluation.ipynb #662217ab
 TRIVIAL = 'predicting nothing'       # no flags, and for everybody the cohort's share of positives
+LOCATION_FIGURES = ('AUROC', 'average precision', 'sensitivity', 'specificity')
+
+
+def trivial_figures(y: np.ndarray, ranked: bool = True, orders: int = 100) -> dict[str, float]:
+    """Return what the trivial predictor gets: no flags, and for everybody the cohort's share of positives.
+
+    It gives all patients the same probability. Average precision and sensitivity at a specificity need an order
+    of the patients; it is drawn by chance, and the mean over the orders is returned.
+
+    Parameters
+    ----------
+    y : ndarray, shape (n, 22)
+        True labels.
+    ranked : bool
+        Whether to return the figures of the locations' rankings too.
+    orders : int
+    """
+    same = np.tile(y.mean(axis=0), (len(y), 1))
+    flags = same * (np.arange(y.shape[1]) == 0)
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(orders):
+        order = rng.random(y.shape) * 1e-9                                       # decides between equals only
+        drawn.append(figures(y, flags + order, *[same + order] * ranked))
+    plain, drawn = figures(y, flags, *[same] * ranked), pd.DataFrame(drawn).mean()
+    by_chance = [name for name in plain if name.endswith(('at 0.9 specificity', 'precision'))]
+    return plain | drawn[by_chance].to_dict()
 
 
 def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFrame | None = None,
              groups: pd.DataFrame | None = None, cohort=None, repetitions: int = 1000) -> dict:
-    """Return all figures of a prediction, with 95 % bootstrap intervals over patients, ready for JSON.
+    """Return all figures of a prediction, with 95 % intervals over patients, ready for JSON.
 
     Parameters
     ----------
     truth, output, probabilities : DataFrame
-        As `read_labels` returns them: true labels, the competition's output, and the probabilities of all locations.
+        As `read_labels` returns them: true labels, the competition's output, all locations' probabilities.
     groups : DataFrame, optional
         One row a patient, one column for each division of the patients, such as scanner or sex.
     cohort : str or Path, optional
@@ -255,26 +465,25 @@ def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFr
     Returns
     -------
     dict
-        'patients', 'with aneurysm', 'positive locations'; 'figures': score, low, high and what the trivial predictor gets;
-        'locations': positives and four figures with intervals; 'calibration'; 'sides'; and, if asked for, 'sizes' and 'groups'. A figure that the patients
-        do not allow is None.
+        'patients', 'with aneurysm', 'positive locations'; 'figures': score, low, high and what the trivial
+        predictor gets; 'calibration error by chance'; 'locations': positives and four figures with intervals;
+        'calibration'; 'sides'; and, if asked for, 'sizes' and 'groups'. A figure or an end that the patients do
+        not allow is None.
     """
-    arrays = [align(truth, table).to_numpy(float) for table in (truth, output, probabilities) if table is not None]
-    y = arrays[0]
-    names, trivial = list(figures(*arrays)), figures(y, y * 0 + np.eye(22)[0] * y[:, 0].mean(), *[y * 0 + y.mean(axis=0)] * (len(arrays) == 3))
-    score = lambda *parts: np.append(list(figures(*parts).values()), location_figures(*parts))
-    whole, (low, high) = score(*arrays), interval(bootstrap(score, arrays, repetitions))
-    triples = [_triple(*values) for values in zip(whole, low, high)]
-    places = {location: {'positives': int(y[:, i + 1].sum())} | dict(zip(('AUROC', 'average precision', 'sensitivity', 'specificity'), triples[len(names) + 4 * i:]))
-              for i, location in enumerate(LOCATIONS)}
-    result = {'patients': len(y), 'with aneurysm': int(y[:, 0].sum()), 'positive locations': int(y[:, 1:].sum()), 'repetitions': repetitions,
-              'figures': {name: triple | {TRIVIAL: _number(trivial[name])} for name, triple in zip(names, triples)}, 'locations': places,
-              'calibration': calibration_table(y[:, 0], arrays[1][:, 0]).to_dict('records'), 'sides': _sides(y, arrays[1])}
-    if cohort is not None:
-        nowhere = pd.DataFrame(columns=['Index', 'location', 'view', 'x', 'y'])
-        sizes = by_size(read_findings(cohort, align(truth, output), nowhere)).rename(index=lambda size: f'{size.left} to {size.right} mm')
-        result['sizes'] = {size: {'aneurysms': int(row.aneurysms), 'found': _number(row.found)} for size, row in sizes.iterrows()}
-    return result if groups is None else result | {'groups': _groups(truth, arrays, groups, repetitions)}
+    tables = [table for table in (truth, output, probabilities) if table is not None]
+    arrays = [align(truth, table).to_numpy(float) for table in tables]
+    y, risk = arrays[0], arrays[1][:, 0]
+    ends, precisions = figure_intervals(*arrays, repetitions=repetitions)
+    trivial = trivial_figures(y, ranked=len(arrays) == 3)
+    rows = {name: _triple(score, *end) for (name, score), end in zip(figures(*arrays).items(), ends)}
+    result = {'patients': len(y), 'with aneurysm': int(y[:, 0].sum()),
+              'positive locations': int(y[:, 1:].sum()), 'repetitions': repetitions,
+              'figures': {name: row | {TRIVIAL: _number(trivial[name])} for name, row in rows.items()},
+              'calibration error by chance': dict(zip(('mean', 'high'), calibrated_error(risk, repetitions))),
+              'locations': _locations(arrays, precisions), 'sides': _sides(y, arrays[1]),
+              'calibration': calibration_table(y[:, 0], risk).to_dict('records')}
+    if cohort is not None: result['sizes'] = _sizes(cohort, align(truth, output))
+    return result if groups is None else result | {'groups': _groups(truth, arrays, groups)}
 
 
 def _number(value: float) -> float | None:
@@ -284,7 +493,31 @@ def _number(value: float) -> float | None:
 
 def _triple(score: float, low: float, high: float) -> dict:
     "Return a score and its interval; a score that does not exist has none."
-    return {'score': _number(score), 'low': _number(low) if np.isfinite(score) else None, 'high': _number(high) if np.isfinite(score) else None}
+    low, high = (end if np.isfinite(score) else np.nan for end in (low, high))
+    return {'score': _number(score), 'low': _number(low), 'high': _number(high)}
+
+
+def _sizes(cohort, output: pd.DataFrame) -> dict:
+    "Return for each group of diameters how many aneurysms there are and the share found, with its interval."
+    nowhere, result = pd.DataFrame(columns=['Index', 'location', 'view', 'x', 'y']), {}
+    for size, row in by_size(read_findings(cohort, output, nowhere)).iterrows():
+        ends = {end: _number(row[f'found {end}']) for end in ('low', 'high')}
+        count = {'aneurysms': int(row.aneurysms), 'found': _number(row.found)}
+        result[f'{size.left} to {size.right} mm'] = count | ends
+    return result
+
+
+def _locations(arrays: list[np.ndarray], precisions: np.ndarray) -> dict:
+    "Return positives and four figures with intervals of each location."
+    y, flags, result = arrays[0][:, 1:], arrays[1][:, 1:] >= 0.5, {}
+    scores = location_figures(*arrays)
+    for i, location in enumerate(LOCATIONS):
+        positive = y[:, i] == 1
+        found, spared = share(flags[positive, i]), share(~flags[~positive, i])
+        ends = auroc_interval(y[:, i], arrays[-1][:, i + 1]), precisions[i], found[1:], spared[1:]
+        result[location] = {'positives': int(positive.sum())} | {
+            name: _triple(score, *end) for name, score, end in zip(LOCATION_FIGURES, scores[i], ends)}
+    return result
 
 
 def _sides(y: np.ndarray, flags: np.ndarray) -> dict:
@@ -293,20 +526,25 @@ def _sides(y: np.ndarray, flags: np.ndarray) -> dict:
     result = {}
     for name in ('left', 'right', 'midline'):
         truth, flagged = (array[:, 1:][:, side == name] >= 0.5 for array in (y, flags))
-        result[name] = {'positives': int(truth.sum()), 'sensitivity': _number(flagged[truth].mean() if truth.any() else np.nan), 'specificity': _number((~flagged[~truth]).mean())}
+        patient = np.arange(len(y))[:, None] + 0 * truth
+        result[name] = {'positives': int(truth.sum()),
+                        'sensitivity': _triple(*share(flagged[truth], patient[truth])),
+                        'specificity': _triple(*share(~flagged[~truth], patient[~truth]))}
     return result
 
 
-def _groups(truth: pd.DataFrame, arrays: list[np.ndarray], groups: pd.DataFrame, repetitions: int) -> dict:
+def _groups(truth: pd.DataFrame, arrays: list[np.ndarray], groups: pd.DataFrame) -> dict:
     "Return the figures of `Aneurysm` for each group of each column."
-    names, result = ('AUROC', 'sensitivity', 'specificity'), {}
+    result = {}
     for column, values in align(truth, groups).items():
         for value in sorted(values.unique()):
-            part = [array[(values == value).to_numpy()] for array in arrays[:2]]
-            score = lambda *parts: np.array([figures(*parts)[name] for name in names])
-            low, high = interval(bootstrap(score, part, repetitions))
-            result.setdefault(str(column), {})[str(value)] = {'patients': len(part[0]), 'with aneurysm': int(part[0][:, 0].sum())} | {
-                name: _triple(*values) for name, *values in zip(names, score(*part), low, high)}
+            y, flags = (array[(values == value).to_numpy()] for array in arrays[:2])
+            called, any_true = (flags[:, 1:] >= 0.5).any(axis=1), y[:, 0] == 1
+            area = aurocs(y[:, :1], flags[:, :1])[0], *auroc_interval(y[:, 0], flags[:, 0])
+            shares = {'sensitivity': share(called[any_true]), 'specificity': share(~called[~any_true])}
+            result.setdefault(str(column), {})[str(value)] = {
+                'patients': len(y), 'with aneurysm': int(any_true.sum()),
+                **{name: _triple(*values) for name, values in ({'AUROC': area} | shares).items()}}
     return result
 
 # %% ../nbs/08_evaluation.ipynb #0dd0abff
@@ -321,31 +559,24 @@ def location_table(record: dict) -> pd.DataFrame:
     return pd.DataFrame(rows).T.astype(float).astype({'positives': int})
 
 # %% ../nbs/08_evaluation.ipynb #23e1fd5e
-def delong(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the AUROC of each score, (k,), and their covariance, (k, k).
-
-    Parameters
-    ----------
-    y : ndarray, shape (n,)
-        0 or 1; at least two of each.
-    scores : ndarray, shape (n, k)
-    """
-    positives, negatives = scores[y == 1], scores[y == 0]
-    m, n = len(positives), len(negatives)
-    ranks = rankdata(np.concatenate([positives, negatives]), axis=0)
-    above = (ranks[:m] - rankdata(positives, axis=0)) / n                                # of each positive: share of negatives below it
-    below = 1 - (ranks[m:] - rankdata(negatives, axis=0)) / m                            # of each negative: share of positives above it
-    return above.mean(axis=0), np.atleast_2d(np.cov(above.T) / m + np.cov(below.T) / n)
-
-
 def delong_test(y: np.ndarray, one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    "Return z and the two-sided p-value of the difference of two AUROCs on the same patients, all (n,); not-a-number if a class has fewer than two."
+    """Return z and the two-sided p-value of the difference of two AUROCs on the same patients, all (n,).
+
+    Both are not-a-number if a class has fewer than two. Where the difference has no variance, z is not-a-number
+    and p is that of a permutation test.
+    """
     if min((y == 1).sum(), (y == 0).sum()) < 2: return float('nan'), float('nan')
     areas, covariance = delong(y, np.stack([one, other], axis=1))
-    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-    if variance < 1e-18: return 0.0, 1.0                                                 # the same ranking
-    z = (areas[0] - areas[1]) / np.sqrt(variance)
-    return float(z), float(2 * norm.sf(abs(z)))
+    variance, difference = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], areas[0] - areas[1]
+    if variance > 1e-15:
+        z = difference / np.sqrt(variance)
+        return float(z), float(2 * norm.sf(abs(z)))
+    if abs(difference) < 1e-12: return 0.0, 1.0                                  # the same ranking
+    area = lambda ranks: aurocs(y[:, None], ranks.reshape(-1, len(y)).T).reshape(ranks.shape[:-1])
+    gain = lambda first, second, axis: area(first) - area(second)
+    test = permutation_test((rankdata(one), rankdata(other)), gain, permutation_type='samples',
+                            vectorized=True, batch=500, n_resamples=9999, random_state=np.random.default_rng(0))
+    return float('nan'), float(test.pvalue)
 
 
 def mcnemar(one_right: np.ndarray, other_right: np.ndarray) -> tuple[int, int, float]:
@@ -370,15 +601,19 @@ def compare(truth: pd.DataFrame, one: list[pd.DataFrame], other: list[pd.DataFra
     -------
     dict
         'DeLong': z and p of the AUROC. 'McNemar': patients that only one and only the other called rightly, and p.
-        'differences': one minus the other for each figure, with its 95 % interval over the same draws.
+        'differences': one minus the other for each figure, with its 95 % interval from the variance over the
+        same draws; no interval for the calibration error, nor where no draw differs from another.
     """
     y, number = truth.to_numpy(float), min(len(one), len(other))
     first, second = ([align(truth, table).to_numpy(float) for table in tables[:number]] for tables in (one, other))
     names = list(figures(y, *first))
     score = lambda y, *parts: np.subtract(list(figures(y, *parts[:number]).values()), list(figures(y, *parts[number:]).values()))
-    low, high = interval(bootstrap(score, [y, *first, *second], repetitions))
+    whole, draws = score(y, *first, *second), bootstrap(score, [y, *first, *second], repetitions)
+    spread = np.nanstd(draws, axis=0, ddof=1)
+    half = norm.ppf(0.975) * np.where(spread > 1e-12, spread, np.nan)
+    half[names.index('calibration error')] = np.nan
     right = [(tables[0][:, 1:] >= 0.5).any(axis=1) == (y[:, 0] == 1) for tables in (first, second)]
-    differences = {name: _triple(*values) for name, *values in zip(names, score(y, *first, *second), low, high)}
+    differences = {name: _triple(*values) for name, *values in zip(names, whole, whole - half, whole + half)}
     return {'DeLong': dict(zip('zp', map(_number, delong_test(y[:, 0], first[0][:, 0], second[0][:, 0])))),
             'McNemar': dict(zip(('only this', 'only the other', 'p'), mcnemar(*right))), 'differences': differences}
 
@@ -408,7 +643,13 @@ def describe(record: dict) -> str:
     lines = [f"{record['patients']} patients, {record['with aneurysm']} with an aneurysm, {record['positive locations']} positive locations",
              f'{"":<34}score   95 % interval       {TRIVIAL}']
     lines += [f'{line(name, row)}   {show(row[TRIVIAL])}' for name, row in record['figures'].items()]
-    if 'sizes' in record: lines.append('found, by diameter: ' + ', '.join(f'{size} {row["found"]:.0%} of {row["aneurysms"]}' for size, row in record['sizes'].items() if row['aneurysms']))
+    by_chance = record['calibration error by chance']
+    lines.append('calibration error of a calibrated prediction, by chance: '
+                 f'{by_chance["mean"]:.4f} on average, at most {by_chance["high"]:.4f} in 95 of 100 cohorts')
+    if 'sizes' in record: lines.append('found, by diameter')
+    for size, row in record.get('sizes', {}).items():
+        found = row | {'score': row['found']}
+        if row['aneurysms']: lines.append(line(f'  {size}, of {row["aneurysms"]}', found))
     for column, groups in record.get('groups', {}).items():
         for value, row in groups.items():
             lines += [f'{column} {value}: {row["patients"]} patients, {row["with aneurysm"]} with an aneurysm', *(line(f'  {name}', row[name]) for name in ('AUROC', 'sensitivity', 'specificity'))]
@@ -431,7 +672,8 @@ def draw_curves(truth: pd.DataFrame, output: pd.DataFrame, repetitions: int = 30
     reliability.set(xlabel='predicted probability', ylabel='share with an aneurysm', title='Calibration'); reliability.plot([0, 1], [0, 1], ':', color='grey')
     if 0 < y.sum() < len(y):
         curve = lambda y, p: np.interp(grid, *roc_curve(y, p)[:2]) if 0 < y.sum() < len(y) else grid * np.nan
-        roc.fill_between(grid, *interval(bootstrap(curve, [y, p], repetitions)), alpha=0.2); roc.plot(*roc_curve(y, p)[:2]); roc.plot([0, 1], [0, 1], ':', color='grey')
+        band = np.nanpercentile(bootstrap(curve, [y, p], repetitions), [2.5, 97.5], axis=0)
+        roc.fill_between(grid, *band, alpha=0.2); roc.plot(*roc_curve(y, p)[:2]); roc.plot([0, 1], [0, 1], ':', color='grey')
         roc.plot(called[y == 0].mean(), called[y == 1].mean(), 'o', color='k', label='flags'); roc.legend(loc='lower right')
         precision, found, _ = precision_recall_curve(y, p)
         recall.step(found, precision, where='post'); recall.axhline(y.mean(), ls=':', color='grey')
