@@ -28,7 +28,7 @@ __all__ = ['TRIVIAL', 'LOCATION_FIGURES', 'read_labels', 'align', 'read_predicti
            'draw_curves', 'write_scores']
 
 # %% ../nbs/08_evaluation.ipynb #1c43a85a
-def read_labels(csv, truth: bool = False) -> pd.DataFrame:
+def read_labels(csv, truth: bool = False, partial: bool = False) -> pd.DataFrame:
     """Return the labels or predictions of a CSV as numbers.
 
     Parameters
@@ -37,6 +37,8 @@ def read_labels(csv, truth: bool = False) -> pd.DataFrame:
         With the column Index and the 22 labels, in any order; numbers from 0 to 1.
     truth : bool
         Whether these are labels: 0 or 1, with `Aneurysm` 1 exactly when a location is 1.
+    partial : bool
+        Whether a location may be empty, because no view showed it; it becomes not-a-number.
 
     Returns
     -------
@@ -58,6 +60,7 @@ def read_labels(csv, truth: bool = False) -> pd.DataFrame:
         for problem, mend in parse_labels(row)[1]: raise ValueError(f'{csv}, line {line}: {problem}; {mend}.')
     numbers = table[list(LABELS)].apply(pd.to_numeric, errors='coerce')
     wrong = ~((numbers >= 0) & (numbers <= 1))
+    if partial: wrong[list(LOCATIONS)] &= table[list(LOCATIONS)] != ''
     if wrong.any(axis=None):
         line, name = wrong.stack().idxmax()
         raise ValueError(f"{csv}, line {line}: {name} is '{table.loc[line, name]}'; write a number from 0 to 1.")
@@ -106,7 +109,7 @@ def read_prediction(output, probabilities=None) -> list[pd.DataFrame]:
     beside = Path(output).with_name('probabilities.csv')
     path, flags = probabilities or (beside if beside.exists() else None), read_labels(output)
     if path is None: return [flags]
-    table = read_labels(path)
+    table = read_labels(path, partial=True)
     remedy = f'give the probabilities that belong to {output}, or remove {path}'
     strangers = flags.index.symmetric_difference(table.index)
     if len(strangers):
@@ -465,19 +468,22 @@ def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFr
     Returns
     -------
     dict
-        'patients', 'with aneurysm', 'positive locations'; 'figures': score, low, high and what the trivial
+        'patients', 'with aneurysm', 'positive locations'; 'not assessed': locations without a probability, which
+        count as 0; 'figures': score, low, high and what the trivial
         predictor gets; 'calibration error by chance'; 'locations': positives and four figures with intervals;
         'calibration'; 'sides'; and, if asked for, 'sizes' and 'groups'. A figure or an end that the patients do
         not allow is None.
     """
     tables = [table for table in (truth, output, probabilities) if table is not None]
     arrays = [align(truth, table).to_numpy(float) for table in tables]
+    unseen = np.isnan(arrays[-1])
+    arrays[-1] = np.where(unseen, 0, arrays[-1])                                # not assessed: ranked last, as in output.csv
     y, risk = arrays[0], arrays[1][:, 0]
     ends, precisions = figure_intervals(*arrays, repetitions=repetitions)
     trivial = trivial_figures(y, ranked=len(arrays) == 3)
     rows = {name: _triple(score, *end) for (name, score), end in zip(figures(*arrays).items(), ends)}
     result = {'patients': len(y), 'with aneurysm': int(y[:, 0].sum()),
-              'positive locations': int(y[:, 1:].sum()), 'repetitions': repetitions,
+              'positive locations': int(y[:, 1:].sum()), 'not assessed': int(unseen.sum()), 'repetitions': repetitions,
               'figures': {name: row | {TRIVIAL: _number(trivial[name])} for name, row in rows.items()},
               'calibration error by chance': dict(zip(('mean', 'high'), calibrated_error(risk, repetitions))),
               'locations': _locations(arrays, precisions), 'sides': _sides(y, arrays[1]),
@@ -643,6 +649,7 @@ def describe(record: dict) -> str:
     lines = [f"{record['patients']} patients, {record['with aneurysm']} with an aneurysm, {record['positive locations']} positive locations",
              f'{"":<34}score   95 % interval       {TRIVIAL}']
     lines += [f'{line(name, row)}   {show(row[TRIVIAL])}' for name, row in record['figures'].items()]
+    if record['not assessed']: lines.append(f"{record['not assessed']} locations were not assessed, because no view shows them; they count as probability 0")
     by_chance = record['calibration error by chance']
     lines.append('calibration error of a calibrated prediction, by chance: '
                  f'{by_chance["mean"]:.4f} on average, at most {by_chance["high"]:.4f} in 95 of 100 cohorts')
