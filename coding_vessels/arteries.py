@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.interpolate import CubicSpline
+from scipy.ndimage import gaussian_filter1d
 
 
 # %% auto #0
@@ -184,8 +185,12 @@ def touches(course: np.ndarray, gap: float, along: int) -> bool:
 
 def draw_siphon(winding: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     "Return a left carotid's course upstream from its terminus, (n, 3) in steps of 1 mm, and the number of its point at the cavernous sinus."
+    winding *= 0.7                                     # sharpening adds the rest
+    sharper = rng.uniform(0, 0.8)
     for _ in range(30):
         directions = COURSE + winding * STRAY[:, None] * (_TOGETHER @ rng.normal(size=COURSE.shape))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        directions += sharper * (directions - gaussian_filter1d(directions, 4, axis=0, mode='nearest'))
         stretch = np.exp(winding * (rng.normal(0, 0.12) + rng.normal(0, 0.16, 5)))
         reached = np.interp(_KNOTS, np.arange(0, 51, 10), np.concatenate([[0], np.cumsum(9.7 * stretch)]))
         steps = np.arange(reached[-1])
@@ -226,7 +231,7 @@ def draw_front(side: int, carotid: Vessel, a1_length: float, junction: np.ndarra
     a2 = shoot(f'{letter}_A2', a1, a1.points[-1], arch * rng.normal(0.88, 0.05), side, (wide, 0.4 * wide), rng, 0.05 * winding)
     length = draw_size(LENGTHS, 'M1', rng)
     tip = top + beside((0.9, rng.normal(-0.25, 0.16), rng.normal(0.02, 0.19)), side) * length * 0.93
-    course = wiggle(bowed(top, tip, 0.97 * length, (0, rng.normal(-0.6, 0.4), rng.normal(0.3, 0.6))), 0.55 * winding, 11, rng)
+    course = wiggle(bowed(top, tip, 0.97 * length, (0, rng.normal(-0.6, 0.4), rng.normal(0.3, 0.6))), 0.75 * winding, 11, rng)
     m1 = branch(f'{letter}_M1', course, (draw_size(DIAMETERS, 'M1', rng),) * 2, filling, carotid)
     choroidal = shoot(f'{letter}_AntChor', carotid, carotid.before(6.5 - draw_size(LENGTHS, 'AntChor offset', rng)),
                       [(0, 0, 0), (2, 6, 0), (7, 15, 2), (10, 24, 6), (11, 31, 9)], side, (draw_size(DIAMETERS, 'AntChor', rng), 0.4), rng)
