@@ -26,7 +26,8 @@ from .studies import Study, split_studies
 
 # %% auto #0
 __all__ = ['PRESETS', 'positive_weights', 'weighted_crossentropy', 'map_loss', 'look_loss', 'Settings', 'build_model',
-           'fit_calibration', 'choose_thresholds', 'calibrate', 'compile_model', 'training_batches', 'train']
+           'patients_met', 'split_patients', 'fit_calibration', 'choose_thresholds', 'calibrate', 'compile_model',
+           'training_batches', 'train']
 
 # %% ../nbs/07_training.ipynb #a32dc0b4
 def positive_weights(studies: list[Study], bound: float = 10.0) -> np.ndarray:
@@ -88,6 +89,7 @@ class Settings:
     def __post_init__(self):
         for name in ('batch_size', 'epochs', 'patience', 'learning_rate'):
             if getattr(self, name) <= 0: raise ValueError(f'{name} is {getattr(self, name)}; it must be above 0.')
+        if self.start and self.weights: raise ValueError(f'start and weights exclude each other; with {self.start} give weights=None.')
 
 
 PRESETS = {
@@ -96,13 +98,18 @@ PRESETS = {
     'report': Settings(model='report', backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720), batch_size=8, epochs=50, learning_rate=1e-4)}
 
 # %% ../nbs/07_training.ipynb #7b0fb039
+def _wiring(model: keras.Model) -> list:
+    "Return what two networks have in common if they are the same: kinds of layers and shapes of weights."
+    return [(type(layer).__name__, [tuple(weight.shape) for weight in layer.weights]) for layer in model.layers]
+
+
 def build_model(settings: Settings) -> keras.Model:
     "Return the network of the settings, untrained or as it was trained before."
     if settings.start:
         model = load_model(settings.start)
         if preprocessing_of(model) != settings.preprocessing: raise ValueError(f'{settings.start} was trained with other frames; give the settings preprocessing_of(model).')
-        if settings.precision == 'float32': return model
-        other = build_model(replace(settings, start=None, weights=None))
+        other = build_model(replace(settings, start=None))
+        if _wiring(model) != _wiring(other): raise ValueError(f"{settings.start} is another network than '{settings.model}' with the backbone '{settings.backbone}'; give the preset that it was trained with.")
         other.set_weights(model.get_weights())
         return other
     policy = keras.config.dtype_policy()
@@ -115,6 +122,37 @@ def build_model(settings: Settings) -> keras.Model:
         raise ValueError(f"the weights '{settings.weights}' cannot be loaded ({str(error).splitlines()[0][:100]}); their first use needs the internet.") from None
     finally: keras.config.set_dtype_policy(policy)
     raise ValueError(f"'{settings.model}' is no network; use 'vessel', 'report' or 'report 2023'.")
+
+# %% ../nbs/07_training.ipynb #a07be5d2
+def patients_met(start: str | None) -> tuple[set, set]:
+    """Return the patients that a start model and its own start models were trained on, and those that chose its epoch and calibrated it.
+
+    Parameters
+    ----------
+    start : str, optional
+        A `.keras` file beside the settings.json of its run. Nobody for None and for the shipped weights.
+
+    Raises
+    ------
+    ValueError
+        If there is no such record.
+    """
+    if start is None: return set(), set()
+    beside = [Path(start).with_name('settings.json'), Path(start).with_suffix('.json')]             # of a run; of the shipped weights
+    try:
+        record = json.loads(next(file for file in beside if file.is_file()).read_text(encoding='utf-8'))
+        return {*record.get('train', []), *record.get('trained before', [])}, set(record.get('validation', []))
+    except (StopIteration, OSError, ValueError, AttributeError, TypeError):
+        raise ValueError(f'{beside[0]} is missing or damaged, so nobody knows which patients {start} was trained on; start from best.keras in its run folder.') from None
+
+
+def split_patients(studies: list[Study], settings: Settings) -> list[list[Study]]:
+    "Return the studies to train on and those to validate on, 85 and 15 %; whom the start model has met stays on the same side."
+    trained, validated = patients_met(settings.start)
+    parts = split_studies([study for study in studies if study.index not in trained | validated], (0.85, 0.15), settings.seed)
+    for part, met in zip(parts, (trained, validated - trained)): part += [study for study in studies if study.index in met]
+    if settings.start and not parts[1]: raise ValueError(f'{settings.start} was trained on these patients and none is left to validate on; add patients that it has not met.')
+    return parts
 
 # %% ../nbs/07_training.ipynb #4cf0171a
 def fit_calibration(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -185,11 +223,12 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
     Parameters
     ----------
     studies : list of Study
-        Labelled studies; without `validation`, 15 % of them are set aside for it, stratified.
+        Labelled studies; without `validation`, 15 % of them are set aside for it, stratified, as `split_patients` does it.
     out : str or Path
         The run folder; new or empty, unless `resume`.
     settings : Settings
     validation : list of Study, optional
+        Taken as they are: the caller sees to it that `settings.start` was not trained on them.
     cache : str or Path, optional
         Folder for preprocessed frames; by default `cache` in the run folder.
     resume : bool
@@ -207,14 +246,15 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
     FileExistsError
         If `out` holds something and `resume` is False.
     ValueError
-        If there are too few studies, or `resume` meets other settings.
+        If there are too few studies, `settings.start` is another network or lacks its record, or `resume` meets other settings.
     """
     out = Path(out)
-    if validation is None: studies, validation = split_studies(studies, (0.85, 0.15), settings.seed)
+    before = [] if validation else sorted(patients_met(settings.start)[0])
+    if validation is None: studies, validation = split_patients(studies, settings)
     if len(studies) < 2 or not validation: raise ValueError(f'{len(studies)} studies to train and {len(validation)} to validate are too few.')
     keras.utils.set_random_seed(settings.seed)
     model, cache = build_model(settings), cache or out / 'cache'
-    if _open_run(out, settings, studies, validation, resume): return pd.read_csv(out / 'history.csv')
+    if _open_run(out, settings, studies, validation, before, resume): return pd.read_csv(out / 'history.csv')
     steps = -(-len(studies) // settings.batch_size) * settings.epochs
     pace = keras.optimizers.schedules.CosineDecay(settings.learning_rate / 20, steps - steps // 20, warmup_target=settings.learning_rate, warmup_steps=steps // 20)
     compile_model(model, studies, pace)
@@ -234,7 +274,7 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
     return pd.read_csv(out / 'history.csv')
 
 # %% ../nbs/07_training.ipynb #f8a95056
-def _open_run(out: Path, settings: Settings, studies: list[Study], validation: list[Study], resume: bool) -> bool:
+def _open_run(out: Path, settings: Settings, studies: list[Study], validation: list[Study], before: list[str], resume: bool) -> bool:
     "Make the run folder and its settings.json, or check that an old run can go on; return whether it is finished already."
     patients = {'train': [study.index for study in studies], 'validation': [study.index for study in validation]}
     if resume and (out / 'settings.json').exists():
@@ -246,7 +286,7 @@ def _open_run(out: Path, settings: Settings, studies: list[Study], validation: l
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f'{out} exists and is not empty; choose another folder, or resume the run in it.')
     out.mkdir(parents=True, exist_ok=True)
-    record = {'settings': asdict(settings)} | patients | {
+    record = {'settings': asdict(settings)} | patients | {'trained before': before,
               'versions': {'coding_vessels': __version__, 'keras': keras.__version__, 'numpy': np.__version__, 'python': platform.python_version()}}
     (out / 'settings.json').write_text(json.dumps(record, indent=1), encoding='utf-8')
     return False
