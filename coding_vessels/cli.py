@@ -300,5 +300,5 @@ def main(words: list[str] | None = None) -> int:
         print(f'coding_vessels {args.verb}: {sentence}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f'coding_vessels {args.verb}: interrupted.', file=sys.stderr)
+        print(f'coding_vessels {args.verb}: interrupted{"; the same command with --resume goes on" if args.verb == "train" else ""}.', file=sys.stderr)
         return 130

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import zipfile
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -27,7 +30,7 @@ from .studies import Study, split_studies
 # %% auto #0
 __all__ = ['PRESETS', 'positive_weights', 'weighted_crossentropy', 'map_loss', 'look_loss', 'Settings', 'build_model',
            'patients_met', 'split_patients', 'fit_calibration', 'choose_thresholds', 'calibrate', 'compile_model',
-           'training_batches', 'train']
+           'training_batches', 'save_state', 'load_state', 'epochs_waited', 'train']
 
 # %% ../nbs/07_training.ipynb #a32dc0b4
 def positive_weights(studies: list[Study], bound: float = 10.0) -> np.ndarray:
@@ -215,6 +218,85 @@ def training_batches(model: keras.Model, studies: list[Study], settings: Setting
     if 'looks' not in model.output: return batches
     return batches.map(lambda frames, targets: (frames, targets | {'looks': targets['maps']}))         # a look is right if the map's mark lies in it
 
+# %% ../nbs/07_training.ipynb #83fd0b6e
+@contextmanager
+def _whole(path: Path):
+    "Give the name to write a file under; written without error, it takes its place, so that no half file is ever there."
+    beside = path.with_name(f'{path.stem}.partial{path.suffix}')
+    yield beside
+    os.replace(beside, path)
+
+
+def _variables(model: keras.Model) -> list:
+    "Return all that training changes in a compiled model: weights, seeds, and what its optimizer keeps."
+    model.optimizer.build(model.trainable_variables)
+    return [*model.variables, *model.optimizer.variables]
+
+
+def save_state(out: Path, model: keras.Model, best: list[np.ndarray], history: list[dict]) -> None:
+    "Write where a run stands into its folder: `state.npz`, and for people to read `history.csv`."
+    parts = {f'now {i}': np.asarray(variable) for i, variable in enumerate(_variables(model))} | {f'best {i}': weight for i, weight in enumerate(best)}
+    with _whole(out / 'state.npz') as beside: np.savez(beside, history=json.dumps(history), **parts)
+    with _whole(out / 'history.csv') as beside: pd.DataFrame(history).to_csv(beside, index=False)
+
+
+def load_state(out: Path, model: keras.Model) -> tuple[list[np.ndarray], list[dict]]:
+    "Put a compiled model where the run in a folder stands; return the best weights so far and the history, both empty for a new run."
+    variables = _variables(model)
+    if not (out / 'state.npz').exists(): return [], []
+    try:
+        with np.load(out / 'state.npz') as state:
+            for i, variable in enumerate(variables): variable.assign(state[f'now {i}'])
+            best = [state[f'best {i}'] for i in range(sum(name.startswith('best') for name in state))]
+            return best, json.loads(str(state['history']))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        raise ValueError(f'{out / "state.npz"} is damaged, or of another version; train anew in another folder.') from None
+
+
+def epochs_waited(history: list[dict]) -> int:
+    "Return how many epochs ago the validation loss was lowest; 0 for the last one, and before the first."
+    losses = np.nan_to_num([row['val_loss'] for row in history], nan=np.inf)
+    return len(losses) - 1 - int(losses.argmin()) if len(losses) else 0
+
+# %% ../nbs/07_training.ipynb #f8a95056
+def _write_settings(out: Path, record: dict) -> None:
+    with _whole(out / 'settings.json') as beside: beside.write_text(json.dumps(record, indent=1), encoding='utf-8')
+
+
+def _open_run(out: Path, settings: Settings, studies: list[Study], validation: list[Study], before: list[str], resume: bool) -> dict:
+    "Make the run folder and its settings.json, or check that an old run can go on; return what settings.json says."
+    patients = {'train': [study.index for study in studies], 'validation': [study.index for study in validation]}
+    if resume and (out / 'settings.json').exists():
+        record = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
+        known, now = record['settings'] | {name: record[name] for name in patients}, json.loads(json.dumps(asdict(settings))) | patients
+        other = [name for name, value in now.items() if known.get(name) != value]
+        if other: raise ValueError(f'{out} was begun with other values of {", ".join(other)}; resume with the same, or choose another folder.')
+        return record
+    if out.exists() and (not out.is_dir() or any(path.name != 'settings.partial.json' for path in out.iterdir())):
+        raise FileExistsError(f'{out} exists and is not empty; choose another folder, or go on with the run in it with --resume (resume=True).')
+    out.mkdir(parents=True, exist_ok=True)
+    record = {'settings': asdict(settings)} | patients | {'trained before': before,
+              'versions': {'coding_vessels': __version__, 'keras': keras.__version__, 'numpy': np.__version__, 'python': platform.python_version()}}
+    _write_settings(out, record)
+    return record
+
+# %% ../nbs/07_training.ipynb #0c9be7a3
+def _fit(model: keras.Model, studies: list[Study], validation: list[Study], settings: Settings, out: Path, cache, verbose: int) -> list[np.ndarray]:
+    "Train from where the run in `out` stands until the last epoch, or until none has been better for long; return the best weights."
+    best, history = load_state(out, model)
+    if history: save_state(out, model, best, history)                                                # history.csv may be an epoch behind
+    held = training_batches(model, validation, replace(settings, augmentation=None), cache)
+    for epoch in range(len(history), settings.epochs):
+        if epochs_waited(history) >= settings.patience: break
+        if verbose: print(f'Epoch {epoch + 1}/{settings.epochs}', flush=True)
+        own = replace(settings, seed=int(np.random.SeedSequence([settings.seed, epoch]).generate_state(1)[0]))
+        done = model.fit(training_batches(model, studies, own, cache), validation_data=held, shuffle=False, verbose=verbose)
+        history.append({'epoch': epoch} | {name: values[0] for name, values in done.history.items()})
+        if not epochs_waited(history) and np.isfinite(history[-1]['val_loss']): best = model.get_weights()
+        save_state(out, model, best, history)
+    if not best: raise ValueError(f'the validation loss of {out} was never a number; train anew with a lower learning rate.')
+    return best
+
 # %% ../nbs/07_training.ipynb #faf89c9c
 def train(studies: list[Study], out, settings: Settings = Settings(), validation: list[Study] | None = None, cache=None,
           resume: bool = False, verbose: int = 2) -> pd.DataFrame:
@@ -254,45 +336,15 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
     if len(studies) < 2 or not validation: raise ValueError(f'{len(studies)} studies to train and {len(validation)} to validate are too few.')
     keras.utils.set_random_seed(settings.seed)
     model, cache = build_model(settings), cache or out / 'cache'
-    if _open_run(out, settings, studies, validation, before, resume): return pd.read_csv(out / 'history.csv')
-    steps = -(-len(studies) // settings.batch_size) * settings.epochs
-    pace = keras.optimizers.schedules.CosineDecay(settings.learning_rate / 20, steps - steps // 20, warmup_target=settings.learning_rate, warmup_steps=steps // 20)
-    compile_model(model, studies, pace)
-    batches, held = training_batches(model, studies, settings, cache), training_batches(model, validation, replace(settings, augmentation=None), cache)
-    (out / 'history.csv').touch()
-    callbacks = [keras.callbacks.BackupAndRestore(str(out / 'checkpoint')),
-                 keras.callbacks.ModelCheckpoint(str(out / 'best.keras'), 'val_loss', save_best_only=True, initial_value_threshold=_best_loss(out)),
-                 keras.callbacks.EarlyStopping('val_loss', patience=settings.patience),
-                 keras.callbacks.CSVLogger(str(out / 'history.csv'), append=True)]
-    model.fit(batches, validation_data=held, epochs=settings.epochs, callbacks=callbacks, shuffle=False, verbose=verbose)
-    best = build_model(replace(settings, precision='float32'))
-    best.set_weights(load_model(out / 'best.keras').get_weights())
-    calibrate(best, validation, settings.batch_size, cache).save(out / 'calibrated.keras')
-    (out / 'calibrated.keras').replace(out / 'best.keras')
-    record = json.loads((out / 'settings.json').read_text(encoding='utf-8')) | {'finished': True}
-    (out / 'settings.json').write_text(json.dumps(record, indent=1), encoding='utf-8')
+    record = _open_run(out, settings, studies, validation, before, resume)
+    if not record.get('finished'):
+        steps = -(-len(studies) // settings.batch_size) * settings.epochs
+        pace = keras.optimizers.schedules.CosineDecay(settings.learning_rate / 20, steps - steps // 20, warmup_target=settings.learning_rate, warmup_steps=steps // 20)
+        weights = _fit(compile_model(model, studies, pace), studies, validation, settings, out, cache, verbose)
+        best = build_model(replace(settings, start=None, weights=None, precision='float32'))
+        best.set_weights(weights)
+        calibrate(best, validation, settings.batch_size, cache)
+        with _whole(out / 'best.keras') as beside: best.save(beside)
+        _write_settings(out, record | {'finished': True})
+    (out / 'state.npz').unlink(missing_ok=True)
     return pd.read_csv(out / 'history.csv')
-
-# %% ../nbs/07_training.ipynb #f8a95056
-def _open_run(out: Path, settings: Settings, studies: list[Study], validation: list[Study], before: list[str], resume: bool) -> bool:
-    "Make the run folder and its settings.json, or check that an old run can go on; return whether it is finished already."
-    patients = {'train': [study.index for study in studies], 'validation': [study.index for study in validation]}
-    if resume and (out / 'settings.json').exists():
-        record = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
-        before, now = record['settings'] | {name: record[name] for name in patients}, json.loads(json.dumps(asdict(settings))) | patients
-        other = [name for name, value in now.items() if before.get(name) != value]
-        if other: raise ValueError(f'{out} was begun with other values of {", ".join(other)}; resume with the same, or choose another folder.')
-        return record.get('finished', False)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f'{out} exists and is not empty; choose another folder, or resume the run in it.')
-    out.mkdir(parents=True, exist_ok=True)
-    record = {'settings': asdict(settings)} | patients | {'trained before': before,
-              'versions': {'coding_vessels': __version__, 'keras': keras.__version__, 'numpy': np.__version__, 'python': platform.python_version()}}
-    (out / 'settings.json').write_text(json.dumps(record, indent=1), encoding='utf-8')
-    return False
-
-
-def _best_loss(out: Path) -> float | None:
-    "Return the lowest validation loss of a run so far, or None."
-    try: return float(pd.read_csv(out / 'history.csv')['val_loss'].min())
-    except (pd.errors.EmptyDataError, KeyError): return None

@@ -217,6 +217,6 @@ def test_a_killed_run_resumes(command, tmp_path):
     assert 2 <= before < 30
     assert command(*words, "--resume").returncode == 0
     epochs = pd.read_csv(history).epoch.tolist()
-    assert epochs[-1] > before and sorted(set(epochs)) == list(range(epochs[-1] + 1)) and len(epochs) <= epochs[-1] + 2
+    assert epochs[-1] > before and epochs == list(range(epochs[-1] + 1))
     assert command(*words, "--resume").returncode == 0
     assert pd.read_csv(history).epoch.tolist() == epochs
