@@ -212,6 +212,8 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
                   seed: int = 0, augmentation: Augmentation | None = None, cache=None, maps: bool = False):
     """Return a `tf.data.Dataset` of frames and what to learn from them, that reads as it goes.
 
+    Each pass over it is the same. A training gives each epoch a seed of its own; so an epoch does not depend on those before it.
+
     Parameters
     ----------
     studies : list of Study
@@ -220,7 +222,9 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
     batch_size : int
         Studies a batch; the last batch may be smaller.
     shuffle : bool
-        Whether each pass has another order; the orders follow from `seed`.
+        Whether the order follows from `seed`; otherwise it is that of `studies`.
+    seed : int
+        Decides the order and each study's augmentation.
     augmentation : Augmentation, optional
         None leaves the frames as they are.
     cache : str or Path, optional
@@ -244,27 +248,25 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
     if not studies: raise ValueError('there is no study to make batches of; check the cohort.')
     if any(study.labels is None for study in studies): raise ValueError('batches need labels; read the cohort with labelled=True.')
 
-    def load(i, draw):
+    def load(i):
         frames, labels, marks = load_study(studies[i], settings, cache), studies[i].labels, known[i]
-        if augmentation: frames, labels, marks = augment_study(frames, labels, np.random.default_rng(draw), augmentation, marks)
+        if augmentation: frames, labels, marks = augment_study(frames, labels, np.random.default_rng([seed, 1 + i]), augmentation, marks)
         targets = draw_maps(marks, settings.size)
         present = frames.any(axis=(1, 2))
         targets[~present] = -1
         frames, labels = hide_views(frames, labels, present)
         return frames, labels, *[targets] * maps
 
-    def load_graph(i, draw):
-        frames, *targets = tf.numpy_function(load, [i, draw], [tf.uint8, tf.float32, *[tf.float32] * maps])
+    def load_graph(i):
+        frames, *targets = tf.numpy_function(load, [i], [tf.uint8, tf.float32, *[tf.float32] * maps])
         cells = settings.size // CELL
         shapes = {'labels': (len(LABELS),), 'maps': (len(VIEWS), cells, cells, len(STRUCTURES))}
         targets = {name: tf.ensure_shape(target, shape) for target, (name, shape) in zip(targets, shapes.items())}
         return tf.ensure_shape(frames, (len(VIEWS), settings.size, settings.size)), targets
 
     known = [load_marks(study, settings) if maps else None for study in studies]
-    numbers = tf.data.Dataset.range(len(studies))
-    if shuffle: numbers = numbers.shuffle(len(studies), seed=seed, reshuffle_each_iteration=True)
-    draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
-    stream = tf.data.Dataset.zip(numbers, draws).map(load_graph, num_parallel_calls=tf.data.AUTOTUNE)
+    order = np.random.default_rng([seed, 0]).permutation(len(studies)) if shuffle else np.arange(len(studies))
+    stream = tf.data.Dataset.from_tensor_slices(order).map(load_graph, num_parallel_calls=tf.data.AUTOTUNE)
     return stream.batch(batch_size).prefetch(2)
 
 # %% ../nbs/04_batches.ipynb #47d8bd46

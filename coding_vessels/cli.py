@@ -77,7 +77,7 @@ def train(args) -> int:
     if args.start:
         if args.size: raise ValueError('--size and --start exclude each other; a trained model keeps its size.')
         start = str(SHIPPED if args.start == 'shipped' else args.start)
-        settings = replace(settings, start=start, preprocessing=model.preprocessing_of(model.load_model(start)), learning_rate=settings.learning_rate / 5)
+        settings = replace(settings, start=start, weights=None, preprocessing=model.preprocessing_of(model.load_model(start)), learning_rate=settings.learning_rate / 5)
     elif args.size: settings = replace(settings, preprocessing=replace(settings.preprocessing, size=args.size))
     history = training.train(studies, args.out, settings, resume=args.resume)
     best = history.loc[history.val_loss.idxmin()]
@@ -299,5 +299,5 @@ def main(words: list[str] | None = None) -> int:
         print(f'coding_vessels {args.verb}: {sentence}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f'coding_vessels {args.verb}: interrupted.', file=sys.stderr)
+        print(f'coding_vessels {args.verb}: interrupted{"; the same command with --resume goes on" if args.verb == "train" else ""}.', file=sys.stderr)
         return 130

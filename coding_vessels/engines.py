@@ -28,7 +28,8 @@ from .preprocessing import Preprocessing, preprocess_frame, preprocess_study
 from .studies import Study
 
 # %% auto #0
-__all__ = ['SHIPPED', 'ENGINES', 'PRECISIONS', 'WORKERS', 'Engine', 'exported_file', 'export_model', 'load_engine']
+__all__ = ['SHIPPED', 'ENGINES', 'PRECISIONS', 'WORKERS', 'Engine', 'exported_file', 'record_digests', 'export_model',
+           'load_engine']
 
 # %% ../nbs/08a_engines.ipynb #e45737d9
 @dataclass(frozen=True)
@@ -50,17 +51,45 @@ WORKERS = min(cpu_count(), 8)                                            # studi
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open(path, 'rb') as stream: return hashlib.file_digest(stream, 'sha256').hexdigest()
 
-# %% ../nbs/08a_engines.ipynb #26cb74d3
+# %% ../nbs/08a_engines.ipynb #5b0c61e2
 def exported_file(path, engine: str = 'openvino', precision: str = 'float32') -> Path:
     "Return where the export of a model file lies: beside it, with the precision in its name if that is reduced."
     path = Path(path)
     return path.with_name(f'{path.stem}{"" if precision == "float32" else "." + precision}{ENGINES[engine]}')
 
 
+def _parts(path: Path) -> list[Path]:
+    "Return the files of an export; OpenVINO keeps the weights in one of their own."
+    return [path, path.with_suffix('.bin')] if path.suffix == '.xml' else [path]
+
+
+def record_digests(path, model: str, source: str) -> None:
+    "Write beside an export the SHA-256 of its files, and of the model file it was made from (its name and digest), as `sha256sum` would."
+    path = Path(path)
+    digests = {model: source} | {file.name: _digest(file) for file in _parts(path)}
+    path.with_name(f'{path.name}.sha256').write_text(''.join(f'{digest}  {name}\n' for name, digest in digests.items()), encoding='utf-8')
+
+
+def _check_digests(path: Path) -> None:
+    "Raise unless the files of an export, and its model file where that lies beside them, are those of its record."
+    record, again = path.with_name(f'{path.name}.sha256'), 'write it again with `coding_vessels export --overwrite`.'
+    if not record.is_file(): raise ValueError(f'{path} lacks its record {record.name}, so nobody knows whose weights it holds; {again}')
+    lines = [line.partition('  ') for line in record.read_text(encoding='utf-8', errors='replace').splitlines()]
+    digests = {name: digest for digest, _, name in lines}
+    for file in _parts(path):
+        if not file.is_file() or _digest(file) != digests.pop(file.name, None):
+            raise ValueError(f'{file} is missing, damaged, or of another export than {record.name}; {again}')
+    for model, digest in digests.items():
+        model = path.with_name(model)
+        if model.is_file() and _digest(model) != digest: raise ValueError(f'{path} was made from other weights than {model} holds now; {again}')
+
+# %% ../nbs/08a_engines.ipynb #26cb74d3
 def export_model(path, engine: str = 'openvino', precision: str = 'float32', studies: list[Study] | None = None) -> Path:
     """Write a trained model beside its file for another engine, and return the new file.
+
+    Its record lies beside it, in a file that ends in `.sha256`: the digests of the model file and of the files of the export.
 
     Parameters
     ----------
@@ -83,9 +112,11 @@ def export_model(path, engine: str = 'openvino', precision: str = 'float32', stu
     if engine not in ('openvino', 'onnx'): raise ValueError(f"'{engine}' is no engine to export for; use 'openvino' or 'onnx'.")
     if precision not in PRECISIONS: raise ValueError(f"'{precision}' is no precision; use {', '.join(PRECISIONS)}.")
     if engine == 'onnx' and precision != 'float32': raise ValueError(f'{precision} is for the engine openvino; ONNX Runtime computes in float32.')
-    path, model = Path(path), load_model(path)
+    path = Path(path)
+    source = _digest(path) if path.is_file() else ''                    # taken before it is read: a file that changes meanwhile is noticed
+    model = load_model(path)
     settings = preprocessing_of(model)
-    facts = json.dumps({'source': _digest(path), 'preprocessing': asdict(settings), 'thresholds': thresholds_of(model).tolist(), 'precision': precision})
+    facts = json.dumps({'source': source, 'preprocessing': asdict(settings), 'thresholds': thresholds_of(model).tolist(), 'precision': precision})
     frames, call = tf.TensorSpec((1, len(VIEWS), settings.size, settings.size), tf.uint8, name='frames'), tf.function(lambda frames: model(frames, training=False))
     network = _as_openvino(call, frames) if engine == 'openvino' else _as_onnx(call, frames)
     if precision == 'int8': network = _quantise(network, _examples(settings, studies))
@@ -93,6 +124,7 @@ def export_model(path, engine: str = 'openvino', precision: str = 'float32', stu
     with tempfile.TemporaryDirectory(prefix='.export', dir=path.parent) as beside:
         if engine == 'openvino': _write_openvino(network, facts, Path(beside) / made.name, half=precision != 'float32')
         else: _write_onnx(network, facts, Path(beside) / made.name)
+        record_digests(Path(beside) / made.name, path.name, source)
         for file in sorted(Path(beside).iterdir()): os.replace(file, path.with_name(file.name))
     return made
 
@@ -196,19 +228,21 @@ def _checked(engine: Engine) -> Engine:
 def load_engine(path=None, engine: str = 'auto') -> Engine:
     """Return the engine for a trained model.
 
+    An export is checked against its record each time: its own files always, its model file where that lies beside it.
+
     Parameters
     ----------
     path : str or Path, optional
         A `.keras`, `.xml` or `.onnx` file; by default the shipped weights.
     engine : 'auto', 'keras', 'openvino' or 'onnx'
-        Named, the file of that engine beside `path` is taken.
+        Named, the file of that engine beside `path` is taken. 'auto' takes OpenVINO's export of a `.keras` file if it is sound, else Keras.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no model of this package, or its engine is not installed.
+        If it is no model of this package, its engine is not installed, or an export is damaged or older than its model file.
     """
     path = Path(path or SHIPPED)
     if engine not in ('auto', *ENGINES): raise ValueError(f"'{engine}' is no engine; use auto, {', '.join(ENGINES)}.")
@@ -217,8 +251,9 @@ def load_engine(path=None, engine: str = 'auto') -> Engine:
     name = next((name for name, suffix in ENGINES.items() if suffix == path.suffix), None)
     if name is None: raise ValueError(f'{path} is not a model of coding_vessels; give a file that ends in {", ".join(ENGINES.values())}.')
     if engine == 'auto' and name == 'keras' and exported_file(path).is_file():
-        exported = load_engine(exported_file(path))
-        if exported.source == _digest(path): return exported
+        try: return load_engine(exported_file(path))
+        except ValueError: pass                                                              # stale, damaged, or OpenVINO is missing: Keras answers as well
+    if name != 'keras': _check_digests(path)
     try: return _checked({'keras': _keras, 'openvino': _openvino, 'onnx': _onnx}[name](path))
     except ImportError:
         hint = 'install coding_vessels anew' if name == 'openvino' else "pip install '.[engines]' in a clone of coding_vessels"

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import zipfile
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -27,8 +30,8 @@ from .studies import Study, split_studies
 
 # %% auto #0
 __all__ = ['PRESETS', 'positive_weights', 'weighted_crossentropy', 'label_loss', 'map_loss', 'look_loss', 'Settings',
-           'build_model', 'fit_calibration', 'choose_thresholds', 'calibrate', 'compile_model', 'training_batches',
-           'train']
+           'build_model', 'patients_met', 'split_patients', 'fit_calibration', 'choose_thresholds', 'calibrate',
+           'compile_model', 'training_batches', 'save_state', 'load_state', 'epochs_waited', 'train']
 
 # %% ../nbs/07_training.ipynb #a32dc0b4
 def positive_weights(studies: list[Study], bound: float = 10.0) -> np.ndarray:
@@ -115,6 +118,7 @@ class Settings:
     def __post_init__(self):
         for name in ('batch_size', 'epochs', 'patience', 'learning_rate'):
             if getattr(self, name) <= 0: raise ValueError(f'{name} is {getattr(self, name)}; it must be above 0.')
+        if self.start and self.weights: raise ValueError(f'start and weights exclude each other; with {self.start} give weights=None.')
 
 
 PRESETS = {
@@ -123,13 +127,18 @@ PRESETS = {
     'report': Settings(model='report', backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720), batch_size=8, epochs=50, learning_rate=1e-4)}
 
 # %% ../nbs/07_training.ipynb #7b0fb039
+def _wiring(model: keras.Model) -> list:
+    "Return what two networks have in common if they are the same: kinds of layers and shapes of weights."
+    return [(type(layer).__name__, [tuple(weight.shape) for weight in layer.weights]) for layer in model.layers]
+
+
 def build_model(settings: Settings) -> keras.Model:
     "Return the network of the settings, untrained or as it was trained before."
     if settings.start:
         model = load_model(settings.start)
         if preprocessing_of(model) != settings.preprocessing: raise ValueError(f'{settings.start} was trained with other frames; give the settings preprocessing_of(model).')
-        if settings.precision == 'float32': return model
-        other = build_model(replace(settings, start=None, weights=None))
+        other = build_model(replace(settings, start=None))
+        if _wiring(model) != _wiring(other): raise ValueError(f"{settings.start} is another network than '{settings.model}' with the backbone '{settings.backbone}'; give the preset that it was trained with.")
         other.set_weights(model.get_weights())
         return other
     policy = keras.config.dtype_policy()
@@ -142,6 +151,37 @@ def build_model(settings: Settings) -> keras.Model:
         raise ValueError(f"the weights '{settings.weights}' cannot be loaded ({str(error).splitlines()[0][:100]}); their first use needs the internet.") from None
     finally: keras.config.set_dtype_policy(policy)
     raise ValueError(f"'{settings.model}' is no network; use 'vessel', 'report' or 'report 2023'.")
+
+# %% ../nbs/07_training.ipynb #a07be5d2
+def patients_met(start: str | None) -> tuple[set, set]:
+    """Return the patients that a start model and its own start models were trained on, and those that chose its epoch and calibrated it.
+
+    Parameters
+    ----------
+    start : str, optional
+        A `.keras` file beside the settings.json of its run. Nobody for None and for the shipped weights.
+
+    Raises
+    ------
+    ValueError
+        If there is no such record.
+    """
+    if start is None: return set(), set()
+    beside = [Path(start).with_name('settings.json'), Path(start).with_suffix('.json')]             # of a run; of the shipped weights
+    try:
+        record = json.loads(next(file for file in beside if file.is_file()).read_text(encoding='utf-8'))
+        return {*record.get('train', []), *record.get('trained before', [])}, set(record.get('validation', []))
+    except (StopIteration, OSError, ValueError, AttributeError, TypeError):
+        raise ValueError(f'{beside[0]} is missing or damaged, so nobody knows which patients {start} was trained on; start from best.keras in its run folder.') from None
+
+
+def split_patients(studies: list[Study], settings: Settings) -> list[list[Study]]:
+    "Return the studies to train on and those to validate on, 85 and 15 %; whom the start model has met stays on the same side."
+    trained, validated = patients_met(settings.start)
+    parts = split_studies([study for study in studies if study.index not in trained | validated], (0.85, 0.15), settings.seed)
+    for part, met in zip(parts, (trained, validated - trained)): part += [study for study in studies if study.index in met]
+    if settings.start and not parts[1]: raise ValueError(f'{settings.start} was trained on these patients and none is left to validate on; add patients that it has not met.')
+    return parts
 
 # %% ../nbs/07_training.ipynb #4cf0171a
 _VESSELS = [location.split('_')[-1] for location in LOCATIONS]
@@ -213,6 +253,85 @@ def training_batches(model: keras.Model, studies: list[Study], settings: Setting
     if 'looks' not in model.output: return batches
     return batches.map(lambda frames, targets: (frames, targets | {'looks': targets['maps']}))         # a look is right if the map's mark lies in it
 
+# %% ../nbs/07_training.ipynb #83fd0b6e
+@contextmanager
+def _whole(path: Path):
+    "Give the name to write a file under; written without error, it takes its place, so that no half file is ever there."
+    beside = path.with_name(f'{path.stem}.partial{path.suffix}')
+    yield beside
+    os.replace(beside, path)
+
+
+def _variables(model: keras.Model) -> list:
+    "Return all that training changes in a compiled model: weights, seeds, and what its optimizer keeps."
+    model.optimizer.build(model.trainable_variables)
+    return [*model.variables, *model.optimizer.variables]
+
+
+def save_state(out: Path, model: keras.Model, best: list[np.ndarray], history: list[dict]) -> None:
+    "Write where a run stands into its folder: `state.npz`, and for people to read `history.csv`."
+    parts = {f'now {i}': np.asarray(variable) for i, variable in enumerate(_variables(model))} | {f'best {i}': weight for i, weight in enumerate(best)}
+    with _whole(out / 'state.npz') as beside: np.savez(beside, history=json.dumps(history), **parts)
+    with _whole(out / 'history.csv') as beside: pd.DataFrame(history).to_csv(beside, index=False)
+
+
+def load_state(out: Path, model: keras.Model) -> tuple[list[np.ndarray], list[dict]]:
+    "Put a compiled model where the run in a folder stands; return the best weights so far and the history, both empty for a new run."
+    variables = _variables(model)
+    if not (out / 'state.npz').exists(): return [], []
+    try:
+        with np.load(out / 'state.npz') as state:
+            for i, variable in enumerate(variables): variable.assign(state[f'now {i}'])
+            best = [state[f'best {i}'] for i in range(sum(name.startswith('best') for name in state))]
+            return best, json.loads(str(state['history']))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        raise ValueError(f'{out / "state.npz"} is damaged, or of another version; train anew in another folder.') from None
+
+
+def epochs_waited(history: list[dict]) -> int:
+    "Return how many epochs ago the validation loss was lowest; 0 for the last one, and before the first."
+    losses = np.nan_to_num([row['val_loss'] for row in history], nan=np.inf)
+    return len(losses) - 1 - int(losses.argmin()) if len(losses) else 0
+
+# %% ../nbs/07_training.ipynb #f8a95056
+def _write_settings(out: Path, record: dict) -> None:
+    with _whole(out / 'settings.json') as beside: beside.write_text(json.dumps(record, indent=1), encoding='utf-8')
+
+
+def _open_run(out: Path, settings: Settings, studies: list[Study], validation: list[Study], before: list[str], resume: bool) -> dict:
+    "Make the run folder and its settings.json, or check that an old run can go on; return what settings.json says."
+    patients = {'train': [study.index for study in studies], 'validation': [study.index for study in validation]}
+    if resume and (out / 'settings.json').exists():
+        record = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
+        known, now = record['settings'] | {name: record[name] for name in patients}, json.loads(json.dumps(asdict(settings))) | patients
+        other = [name for name, value in now.items() if known.get(name) != value]
+        if other: raise ValueError(f'{out} was begun with other values of {", ".join(other)}; resume with the same, or choose another folder.')
+        return record
+    if out.exists() and (not out.is_dir() or any(path.name != 'settings.partial.json' for path in out.iterdir())):
+        raise FileExistsError(f'{out} exists and is not empty; choose another folder, or go on with the run in it with --resume (resume=True).')
+    out.mkdir(parents=True, exist_ok=True)
+    record = {'settings': asdict(settings)} | patients | {'trained before': before,
+              'versions': {'coding_vessels': __version__, 'keras': keras.__version__, 'numpy': np.__version__, 'python': platform.python_version()}}
+    _write_settings(out, record)
+    return record
+
+# %% ../nbs/07_training.ipynb #0c9be7a3
+def _fit(model: keras.Model, studies: list[Study], validation: list[Study], settings: Settings, out: Path, cache, verbose: int) -> list[np.ndarray]:
+    "Train from where the run in `out` stands until the last epoch, or until none has been better for long; return the best weights."
+    best, history = load_state(out, model)
+    if history: save_state(out, model, best, history)                                                # history.csv may be an epoch behind
+    held = training_batches(model, validation, replace(settings, augmentation=None), cache)
+    for epoch in range(len(history), settings.epochs):
+        if epochs_waited(history) >= settings.patience: break
+        if verbose: print(f'Epoch {epoch + 1}/{settings.epochs}', flush=True)
+        own = replace(settings, seed=int(np.random.SeedSequence([settings.seed, epoch]).generate_state(1)[0]))
+        done = model.fit(training_batches(model, studies, own, cache), validation_data=held, shuffle=False, verbose=verbose)
+        history.append({'epoch': epoch} | {name: values[0] for name, values in done.history.items()})
+        if not epochs_waited(history) and np.isfinite(history[-1]['val_loss']): best = model.get_weights()
+        save_state(out, model, best, history)
+    if not best: raise ValueError(f'the validation loss of {out} was never a number; train anew with a lower learning rate.')
+    return best
+
 # %% ../nbs/07_training.ipynb #faf89c9c
 def train(studies: list[Study], out, settings: Settings = Settings(), validation: list[Study] | None = None, cache=None,
           resume: bool = False, verbose: int = 2) -> pd.DataFrame:
@@ -221,11 +340,12 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
     Parameters
     ----------
     studies : list of Study
-        Labelled studies; without `validation`, 15 % of them are set aside for it, stratified.
+        Labelled studies; without `validation`, 15 % of them are set aside for it, stratified, as `split_patients` does it.
     out : str or Path
         The run folder; new or empty, unless `resume`.
     settings : Settings
     validation : list of Study, optional
+        Taken as they are: the caller sees to it that `settings.start` was not trained on them.
     cache : str or Path, optional
         Folder for preprocessed frames; by default `cache` in the run folder.
     resume : bool
@@ -243,52 +363,23 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
     FileExistsError
         If `out` holds something and `resume` is False.
     ValueError
-        If there are too few studies, or `resume` meets other settings.
+        If there are too few studies, `settings.start` is another network or lacks its record, or `resume` meets other settings.
     """
     out = Path(out)
-    if validation is None: studies, validation = split_studies(studies, (0.85, 0.15), settings.seed)
+    before = [] if validation else sorted(patients_met(settings.start)[0])
+    if validation is None: studies, validation = split_patients(studies, settings)
     if len(studies) < 2 or not validation: raise ValueError(f'{len(studies)} studies to train and {len(validation)} to validate are too few.')
     keras.utils.set_random_seed(settings.seed)
     model, cache = build_model(settings), cache or out / 'cache'
-    if _open_run(out, settings, studies, validation, resume): return pd.read_csv(out / 'history.csv')
-    steps = -(-len(studies) // settings.batch_size) * settings.epochs
-    pace = keras.optimizers.schedules.CosineDecay(settings.learning_rate / 20, steps - steps // 20, warmup_target=settings.learning_rate, warmup_steps=steps // 20)
-    compile_model(model, studies, pace)
-    batches, held = training_batches(model, studies, settings, cache), training_batches(model, validation, replace(settings, augmentation=None), cache)
-    (out / 'history.csv').touch()
-    callbacks = [keras.callbacks.BackupAndRestore(str(out / 'checkpoint')),
-                 keras.callbacks.ModelCheckpoint(str(out / 'best.keras'), 'val_loss', save_best_only=True, initial_value_threshold=_best_loss(out)),
-                 keras.callbacks.EarlyStopping('val_loss', patience=settings.patience),
-                 keras.callbacks.CSVLogger(str(out / 'history.csv'), append=True)]
-    model.fit(batches, validation_data=held, epochs=settings.epochs, callbacks=callbacks, shuffle=False, verbose=verbose)
-    best = build_model(replace(settings, precision='float32'))
-    best.set_weights(load_model(out / 'best.keras').get_weights())
-    calibrate(best, validation, settings.batch_size, cache).save(out / 'calibrated.keras')
-    (out / 'calibrated.keras').replace(out / 'best.keras')
-    record = json.loads((out / 'settings.json').read_text(encoding='utf-8')) | {'finished': True}
-    (out / 'settings.json').write_text(json.dumps(record, indent=1), encoding='utf-8')
+    record = _open_run(out, settings, studies, validation, before, resume)
+    if not record.get('finished'):
+        steps = -(-len(studies) // settings.batch_size) * settings.epochs
+        pace = keras.optimizers.schedules.CosineDecay(settings.learning_rate / 20, steps - steps // 20, warmup_target=settings.learning_rate, warmup_steps=steps // 20)
+        weights = _fit(compile_model(model, studies, pace), studies, validation, settings, out, cache, verbose)
+        best = build_model(replace(settings, start=None, weights=None, precision='float32'))
+        best.set_weights(weights)
+        calibrate(best, validation, settings.batch_size, cache)
+        with _whole(out / 'best.keras') as beside: best.save(beside)
+        _write_settings(out, record | {'finished': True})
+    (out / 'state.npz').unlink(missing_ok=True)
     return pd.read_csv(out / 'history.csv')
-
-# %% ../nbs/07_training.ipynb #f8a95056
-def _open_run(out: Path, settings: Settings, studies: list[Study], validation: list[Study], resume: bool) -> bool:
-    "Make the run folder and its settings.json, or check that an old run can go on; return whether it is finished already."
-    patients = {'train': [study.index for study in studies], 'validation': [study.index for study in validation]}
-    if resume and (out / 'settings.json').exists():
-        record = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
-        before, now = record['settings'] | {name: record[name] for name in patients}, json.loads(json.dumps(asdict(settings))) | patients
-        other = [name for name, value in now.items() if before.get(name) != value]
-        if other: raise ValueError(f'{out} was begun with other values of {", ".join(other)}; resume with the same, or choose another folder.')
-        return record.get('finished', False)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f'{out} exists and is not empty; choose another folder, or resume the run in it.')
-    out.mkdir(parents=True, exist_ok=True)
-    record = {'settings': asdict(settings)} | patients | {
-              'versions': {'coding_vessels': __version__, 'keras': keras.__version__, 'numpy': np.__version__, 'python': platform.python_version()}}
-    (out / 'settings.json').write_text(json.dumps(record, indent=1), encoding='utf-8')
-    return False
-
-
-def _best_loss(out: Path) -> float | None:
-    "Return the lowest validation loss of a run so far, or None."
-    try: return float(pd.read_csv(out / 'history.csv')['val_loss'].min())
-    except (pd.errors.EmptyDataError, KeyError): return None

@@ -80,6 +80,34 @@ def test_export_in_fewer_bits(command, tmp_path):
     assert done.returncode == 1 and "belong together" in done.stderr
 
 
+def test_a_stale_or_damaged_export_is_refused(command, tmp_path):
+    """Trained again, or 2,000 bytes changed: a named export gives one sentence, `auto` computes in Keras."""
+    from coding_vessels.model import vessel_model
+    from coding_vessels.phantom import write_cohort
+    from coding_vessels.preprocessing import Preprocessing
+
+    model, export = tmp_path / "best.keras", tmp_path / "best.xml"
+    vessel_model(Preprocessing(64)).save(model)
+    assert command("export", "--model", model).returncode == 0
+    cohort = write_cohort(tmp_path / "cohort", 2, 1, 96)
+    predict = ["predict", "--csv", cohort / "groundtruth.csv", "--images", cohort, "--out", tmp_path / "output.csv", "--overwrite"]
+
+    def refused(*words):
+        done = command(*predict, *words)
+        return done.stderr if done.returncode == 1 and not (tmp_path / "output.csv").exists() else f"taken: {done.stderr}"
+
+    weights = export.with_suffix(".bin").read_bytes()
+    export.with_suffix(".bin").write_bytes(weights[:4000] + bytes(2000) + weights[6000:])
+    for words in (["--model", export], ["--model", model, "--engine", "openvino"]):
+        assert "best.bin is missing, damaged" in refused(*words)
+    export.with_suffix(".bin").write_bytes(weights)
+    vessel_model(Preprocessing(64)).save(model)
+    for words in (["--model", export], ["--model", model, "--engine", "openvino"]):
+        assert "was made from other weights" in refused(*words)
+    done = command(*predict, "--model", model, "--report", tmp_path / "page.html")
+    assert done.returncode == 0 and "best.keras, run in keras" in (tmp_path / "page.html").read_text()
+
+
 def test_demo_small(command, tmp_path):
     """The shipped weights find most of the simulated aneurysms; pictures and places come along."""
     done = command("demo", "--out", tmp_path / "demo", "--patients", 30)
@@ -189,6 +217,6 @@ def test_a_killed_run_resumes(command, tmp_path):
     assert 2 <= before < 30
     assert command(*words, "--resume").returncode == 0
     epochs = pd.read_csv(history).epoch.tolist()
-    assert epochs[-1] > before and sorted(set(epochs)) == list(range(epochs[-1] + 1)) and len(epochs) <= epochs[-1] + 2
+    assert epochs[-1] > before and epochs == list(range(epochs[-1] + 1))
     assert command(*words, "--resume").returncode == 0
     assert pd.read_csv(history).epoch.tolist() == epochs
