@@ -24,7 +24,7 @@ from . import __version__
 from .anatomy import LOCATIONS
 from .attention import LOOK, look_maps
 from .batches import CELL, Augmentation, study_batches
-from .model import load_model, preprocessing_of, report_model, vessel_model
+from .model import Calibration, load_model, preprocessing_of, report_model, vessel_model
 from .preprocessing import Preprocessing
 from .studies import Study, split_studies
 
@@ -41,13 +41,17 @@ def positive_weights(studies: list[Study], bound: float = 10.0) -> np.ndarray:
 
 
 def weighted_crossentropy(weights: np.ndarray):
-    "Return a loss for labels and probabilities, both (batch, 22), that weighs the positives; `Aneurysm` counts as much as all locations."
+    """Return a loss for labels, -1 where unknown, and probabilities, both (batch, 22), that weighs the positives.
+
+    `Aneurysm` counts as much as all locations.
+    """
     share = np.full(len(weights), 1 / (len(weights) - 1), np.float32)
     share[0] = 1.0
 
     def loss(labels, probabilities):
         p = ops.clip(probabilities, 1e-6, 1 - 1e-6)
-        return ops.sum(-(weights * labels * ops.log(p) + (1 - labels) * ops.log(1 - p)) * share, axis=-1)
+        each = weights * labels * ops.log(p) + (1 - labels) * ops.log(1 - p)
+        return -ops.sum(ops.where(labels >= 0, each, 0.0) * share, axis=-1)
     return loss
 
 # %% ../nbs/07_training.ipynb #cced909c
@@ -239,8 +243,15 @@ def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cac
 
 # %% ../nbs/07_training.ipynb #79e0d77b
 def compile_model(model: keras.Model, studies: list[Study], rate) -> keras.Model:
-    "Return the model, compiled in place to learn from these studies at a learning rate or along a schedule."
-    losses, shares = {'labels': weighted_crossentropy(positive_weights(studies)), 'maps': map_loss, 'looks': look_loss}, {'labels': 1.0, 'maps': 0.2, 'looks': 2.0}
+    """Return the model, compiled in place to learn from these studies at a learning rate or along a schedule.
+
+    An earlier calibration is undone, or its slope would stretch what is learned now.
+    """
+    for layer in (layer for layer in model.layers if isinstance(layer, Calibration)):
+        layer.slope.assign(np.ones(layer.slope.shape))
+        layer.offset.assign(np.zeros(layer.offset.shape))
+    losses = {'labels': weighted_crossentropy(positive_weights(studies)), 'maps': map_loss, 'looks': look_loss}
+    shares = {'labels': 1.0, 'maps': 0.2, 'looks': 2.0}
     mine = lambda parts: {name: part for name, part in parts.items() if name in model.output}
     model.compile(keras.optimizers.AdamW(rate, clipnorm=1.0), mine(losses), mine(shares))
     return model
