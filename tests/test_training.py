@@ -4,7 +4,6 @@ import json
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +50,15 @@ def test_fine_tuning_refuses_another_network(cohort, tmp_path, capsys, preset):
 
 
 TRAINING = """
-import os, sys
-from coding_vessels import training
+import os, signal, sys
+import keras
+from keras import layers
+from coding_vessels import batches, training
 from coding_vessels.preprocessing import Preprocessing
 from coding_vessels.studies import read_cohort
 
-cohort, out, moment = sys.argv[1:]
-rename, renamed = os.replace, []
+data, out, moment = sys.argv[1:]
+rename, load, renamed, loaded = os.replace, batches.load_study, [], []
 
 def replace(old, new):
     "Rename a file of the run; die before or after the one whose number was asked for."
@@ -67,64 +68,55 @@ def replace(old, new):
     rename(old, new)
     if moment == f"after {len(renamed)}": os._exit(9)
 
-os.replace = replace
+def load_study(*parts):
+    "Load a study; be killed at the one whose number was asked for."
+    loaded.append(parts)
+    if moment == f"study {len(loaded)}": os.kill(os.getpid(), signal.SIGKILL)
+    return load(*parts)
+
+def network(settings):
+    "A small network that has all that a state must keep: weights, running means, and draws by chance."
+    frames = keras.Input((8, 64, 64), dtype="uint8")
+    x = layers.BatchNormalization()(layers.Dense(16, "relu")(layers.Dropout(0.3)(layers.Flatten()(layers.Rescaling(1 / 255)(frames)))))
+    return keras.Model(frames, {"labels": layers.Dense(22, "sigmoid", name="labels")(x)})
+
+os.replace, batches.load_study, training.build_model = replace, load_study, network
 if moment == "in calibration": training.calibrate = lambda *parts: os._exit(9)
-studies, _ = read_cohort(cohort + "/groundtruth.csv", cohort)
+studies, _ = read_cohort(data + "/groundtruth.csv", data)
 training.train(studies, out, training.Settings(preprocessing=Preprocessing(64), epochs=4, seed=3), resume=True, verbose=0)
-print(len(renamed))
+print(len(renamed), len(loaded))
 """
 
 
-def training(cohort, out, moment="never"):
-    """Return a process that trains a small network for four epochs."""
-    words = [sys.executable, "-c", TRAINING, str(cohort), str(out), moment]
-    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def training(out, moment="never"):
+    """Train a network for four epochs on the five patients of data/demo; return exit status, written files and read studies."""
+    words = [sys.executable, "-c", TRAINING, str(ROOT / "data/demo"), str(out), moment]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode == 0) == (moment == "never"), done.stderr[-2000:]
+    return done.returncode, *map(int, done.stdout.split()[-2:])
 
 
-def finished(process):
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors[-2000:]
-    return output
+def test_a_run_killed_three_times_ends_as_if_nothing_had_happened(tmp_path):
+    """SIGKILL within an epoch, death beside a write, both left to chance, and death in the calibration."""
+    import keras
 
-
-def assert_same_run(one, other):
-    """Same history and same weights, and nothing is left of the state."""
-    from coding_vessels.model import load_model
-
-    histories = [pd.read_csv(run / "history.csv") for run in (one, other)]
-    assert [history.epoch.tolist() for history in histories] == [[0, 1, 2, 3]] * 2
-    assert np.allclose(*histories, atol=1e-4)
-    weights = [load_model(run / "best.keras").get_weights() for run in (one, other)]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert training(whole) == (0, 11, 20)                          # settings, 4 x state and history, best, settings; 4 x 5 studies
+    moments = [f"study {random.randint(6, 15)}", f"{random.choice(['before', 'after'])} {random.randint(1, 4)}", "in calibration"]
+    print(moments)
+    assert [training(run, moment)[0] for moment in moments] == [-9, 9, 9]
+    assert not (run / "best.keras").exists()                       # nothing that `predict` could take
+    assert pd.read_csv(run / "history.csv").epoch.tolist() == [0, 1, 2, 3]
+    assert training(run) == (0, 4, 0)                              # state, history, best, settings; no study is read again
+    histories = [pd.read_csv(path / "history.csv") for path in (whole, run)]
+    assert np.allclose(*histories, atol=1e-4) and histories[0].shape == histories[1].shape
+    weights = [keras.saving.load_model(path / "best.keras", compile=False).get_weights() for path in (whole, run)]
     assert max(np.abs(a - b).max() for a, b in zip(*weights)) < 1e-4
-    assert sorted(path.name for path in other.iterdir()) == ["best.keras", "cache", "history.csv", "settings.json"]
-    assert json.loads((other / "settings.json").read_text()) == json.loads((one / "settings.json").read_text())
+    assert sorted(path.name for path in run.iterdir()) == ["best.keras", "cache", "history.csv", "settings.json"]
+    assert (run / "settings.json").read_text() == (whole / "settings.json").read_text()
 
 
-def test_a_run_killed_three_times_ends_as_if_nothing_had_happened(cohort, tmp_path):
-    """SIGKILL at a moment left to chance, death beside a write left to chance, and death in the calibration."""
-    finished(training(cohort, tmp_path / "whole"))
-    run, epochs, pause = tmp_path / "run", random.randint(1, 2), random.uniform(0, 2)
-    process = training(cohort, run)
-    while process.poll() is None and not ((run / "history.csv").exists() and len(pd.read_csv(run / "history.csv")) >= epochs):
-        time.sleep(0.02)
-    time.sleep(pause)
-    process.kill()
-    process.communicate()
-    print(f"killed {pause:.2f} s after epoch {epochs}: {sorted(path.name for path in run.iterdir())}")
-    if not (run / "best.keras").exists():                                     # else it was done before the pause was over
-        moment = f"{random.choice(['before', 'after'])} {random.randint(1, 4)}"
-        process = training(cohort, run, moment)
-        print(f"died {moment}: {process.communicate()[1][-2000:]}")
-        assert process.returncode == 9
-        process = training(cohort, run, "in calibration")
-        process.communicate()
-        assert process.returncode == 9 and not (run / "best.keras").exists()  # nothing that `predict` could take
-        assert pd.read_csv(run / "history.csv").epoch.tolist() == [0, 1, 2, 3]
-        assert int(finished(training(cohort, run)).split()[-1]) == 4          # state, history, best.keras, settings: no epoch again
-    assert_same_run(tmp_path / "whole", run)
-
-
-def test_interrupted_names_resume(cohort, tmp_path, capsys, monkeypatch):
+def test_interrupted_names_resume(tmp_path, capsys, monkeypatch):
     from coding_vessels import training
     from coding_vessels.cli import main
 
@@ -132,5 +124,6 @@ def test_interrupted_names_resume(cohort, tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "train", interrupt)
-    assert main(["train", "--csv", str(cohort / "groundtruth.csv"), "--images", str(cohort), "--out", str(tmp_path / "run")]) == 130
+    data = ROOT / "data/demo"
+    assert main(["train", "--csv", str(data / "groundtruth.csv"), "--images", str(data), "--out", str(tmp_path / "run")]) == 130
     assert "interrupted; the same command with --resume goes on" in capsys.readouterr().err
