@@ -104,11 +104,18 @@ def export(args) -> int:
 
 # %% ../nbs/11_cli.ipynb #23f6a1a2
 def predict(args) -> int:
-    "Write output.csv, probabilities.csv, positions.csv and, if need be, warnings.csv and errors.csv; with --report a page to read."
+    """Write output.csv, probabilities.csv, positions.csv and, if need be, warnings.csv and errors.csv; with --report a page to read.
+
+    `prediction.json` says with what they were made, and which files: a later run replaces only those.
+    """
     import tempfile
     out = Path(args.out)
     beside = [out.with_name(f'{name}.csv') for name in ('probabilities', 'positions', 'warnings', 'errors')]
-    _check_outputs([out, *beside, *(Path(path) for path in (args.report,) if path)], args.overlays, [args.csv, args.images, args.truth, args.model], args.overwrite)
+    record = out.with_name('prediction.json')
+    wanted = [out, *beside, record, *(Path(path) for path in (args.report,) if path)]
+    _check_outputs(wanted, args.overlays, [args.csv, args.images, args.truth, args.model], args.overwrite)
+    foreign = [str(path) for path in beside[2:] if path.exists() and path.resolve() not in _written(record)]
+    if foreign: raise FileExistsError(f'{", ".join(foreign)} was not written by this program; move it, or choose another --out.')
     if args.threshold is not None and not 0 < args.threshold <= 1: raise ValueError(f'threshold is {args.threshold}; give a number above 0, at most 1.')
     with tempfile.TemporaryDirectory() as pictures: return _predict(args, out, beside, Path(pictures))
 
@@ -129,12 +136,16 @@ def _predict(args, out: Path, beside: list[Path], pictures: Path) -> int:
     if not len(probabilities): raise ValueError(f'no study of {args.csv} can be predicted; `coding_vessels check --unlabelled` says why.')
     output, errors = prediction.apply_threshold(probabilities, threshold), pd.concat([unread, _lost(problems, studies)])
     warnings = pd.DataFrame(suspicious, columns=['Index', 'view', 'file', 'warning'])
+    record = out.with_name('prediction.json')
+    before, drawn = _written(record), _pictures(pictures, args.overlays, _written(record))
     page = report.write(output, probabilities, errors) if report else None
     tables = dict(zip(beside, (probabilities, positions, warnings, errors))) | {out: output}
-    write_csvs({file: table for file, table in tables.items() if len(table) or file in (*beside[:2], out)})
-    for file in beside[2:]:
-        if not len(tables[file]): file.unlink(missing_ok=True)                                   # of an earlier run
-    if args.overlays: _move_pictures(pictures, Path(args.overlays))
+    tables = {file: table for file, table in tables.items() if len(table) or file in (*beside[:2], out)}
+    write_csvs(tables)
+    _move(drawn)
+    made = [*tables, *drawn.values(), *([page] if page else [])]
+    for file in before - {path.resolve() for path in made}: file.unlink(missing_ok=True)      # of an earlier run
+    _write_record(record, args, engine, made)
     print(f'{len(probabilities)} patients predicted, {len(positions.groupby(["Index", "location"]))} locations flagged: {", ".join(map(str, [out, *beside[:2]]))}')
     if args.overlays: print(f'where the network looked: {args.overlays}/')
     if len(warnings): print(f'{len(warnings)} warnings of missing or suspicious frames: {beside[2]}', file=sys.stderr)
@@ -151,20 +162,45 @@ def _check_outputs(wanted: list[Path], folder, inputs: list, overwrite: bool) ->
     for path in [*wanted, *([Path(folder)] if folder else [])]:
         if path.resolve() in known: raise ValueError(f'{path} is named twice, or is an input; choose another name.')
         if path.exists() and path.is_dir() != (folder is not None and path == Path(folder)): raise ValueError(f'{path} is {"a folder" if path.is_dir() else "a file"}; choose another name.')
+        if path.exists() and not (path.is_file() or path.is_dir()): raise ValueError(f'{path} is no ordinary file; choose another name.')
         known.add(path.resolve())
         if path.exists(): taken.append(str(path))
     if taken and not overwrite: raise FileExistsError(f'{", ".join(taken)} exists; choose another name or add --overwrite.')
 
 
-def _move_pictures(new: Path, folder: Path) -> None:
-    "Put new pictures into a folder in the place of an earlier run's."
+def _written(record: Path) -> set[Path]:
+    "Return the files that an earlier prediction wrote, by its record; none without one."
+    import json
+    try: return {(record.parent / name).resolve() for name in json.loads(record.read_text(encoding='utf-8'))['files']}
+    except (OSError, ValueError, KeyError, TypeError): return set()
+
+
+def _pictures(new: Path, folder, before: set[Path]) -> dict[Path, Path]:
+    "Return for each new picture the place in the folder it goes to, which must be free or an earlier run's."
+    places = {picture: Path(folder) / picture.name for picture in sorted(new.glob('*.png'))}
+    foreign = [str(place) for place in places.values() if place.exists() and place.resolve() not in before]
+    if foreign: raise FileExistsError(f'{", ".join(foreign[:3])} was not written by this program; move it, or choose another --overlays.')
+    return places
+
+
+def _move(places: dict[Path, Path]) -> None:
     import shutil
-    from coding_vessels.anatomy import LOCATIONS
-    for old in folder.glob('*.png'):
-        if old.stem.endswith(tuple(f'_{location}' for location in LOCATIONS)): old.unlink()
-    for picture in sorted(new.glob('*.png')):
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.move(picture, folder / picture.name)
+    for picture, place in places.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(picture, place)
+
+
+def _write_record(record: Path, args, engine, made: list[Path]) -> None:
+    "Write what a prediction was made with, and which files it wrote."
+    import json
+    files = sorted(os.path.relpath(path, record.parent) for path in made)
+    told = {'coding_vessels': __version__, 'csv': str(args.csv), 'images': str(args.images), 'model': engine.file.name, 'weights': engine.source,
+            'engine': engine.name, 'precision': engine.precision, 'files': files}
+    partial = record.with_name(f'{record.name}.{os.getpid()}.partial')
+    try:
+        partial.write_text(json.dumps(told, indent=1, ensure_ascii=True) + '\n', encoding='utf-8')
+        os.replace(partial, record)
+    finally: partial.unlink(missing_ok=True)
 
 # %% ../nbs/11_cli.ipynb #d3702ec1
 class _Report:

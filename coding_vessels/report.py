@@ -126,7 +126,7 @@ def write_report(path, pages: list[dict], title: str, facts: dict[str, str], not
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f'{path.name}.{os.getpid()}.partial')
     try:
-        with open(beside, 'w', encoding='utf-8') as out: out.writelines(stream)
+        with open(beside, 'w', encoding='utf-8', errors='backslashreplace') as out: out.writelines(stream)
         os.replace(beside, path)
     finally: beside.unlink(missing_ok=True)
     return path

@@ -347,7 +347,7 @@ def write_csvs(tables: dict[Path, pd.DataFrame]) -> None:
     try:
         for (partial, path), table in zip(beside.items(), tables.values()):
             path.parent.mkdir(parents=True, exist_ok=True)
-            table.map(harmless).to_csv(partial, index=False)
+            table.map(harmless).to_csv(partial, index=False, errors='surrogateescape')     # names in another encoding stay
         for partial, path in beside.items(): os.replace(partial, path)
     finally:
         for partial in beside: partial.unlink(missing_ok=True)

@@ -1,0 +1,64 @@
+"""What `predict` writes replaces only what an earlier `predict` wrote."""
+
+import json
+import os
+
+import pandas as pd
+import pytest
+
+from coding_vessels.cli import main
+from coding_vessels.phantom import write_cohort
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return write_cohort(tmp_path_factory.mktemp("outputs") / "c", 3, seed=2, size=96)
+
+
+def words(cohort, place, *more):
+    return ["predict", "--csv", f"{cohort}/test.csv", "--images", str(cohort), "--out", f"{place}/output.csv", *map(str, more)]
+
+
+def test_foreign_files_stay(cohort, tmp_path, capsys):
+    """The user's own pictures and tables survive --overwrite, and the record names what is ours."""
+    pictures = tmp_path / "o"
+    pictures.mkdir()
+    (pictures / "mine_BA.png").write_bytes(b"mine")
+    overlays = ["--overlays", pictures, "--threshold", 0.001, "--overwrite"]
+    assert main(words(cohort, tmp_path, *overlays)) == 0
+    first = json.loads((tmp_path / "prediction.json").read_text())["files"]
+    assert "output.csv" in first and any(name.startswith("o/") for name in first)
+    assert main(words(cohort, tmp_path, "--overlays", pictures, "--threshold", 1, "--overwrite")) == 0
+    assert [path.name for path in pictures.iterdir()] == ["mine_BA.png"]  # ours are gone, nothing is flagged now
+    (tmp_path / "errors.csv").write_text("my own errors")
+    assert main(words(cohort, tmp_path, "--overwrite")) == 1
+    assert "errors.csv was not written by this program" in capsys.readouterr().err
+    assert (tmp_path / "errors.csv").read_text() == "my own errors"
+
+
+def test_a_picture_in_the_way_is_not_replaced(cohort, tmp_path, capsys):
+    assert main(words(cohort, tmp_path, "--overlays", tmp_path / "o", "--threshold", 0.001)) == 0
+    name = sorted((tmp_path / "o").iterdir())[0].name
+    (tmp_path / "prediction.json").unlink()
+    before = (tmp_path / "output.csv").read_bytes()
+    assert main(words(cohort, tmp_path, "--overlays", tmp_path / "o", "--threshold", 0.002, "--overwrite")) == 1
+    assert "was not written by this program" in capsys.readouterr().err and (tmp_path / "o" / name).exists()
+    assert (tmp_path / "output.csv").read_bytes() == before
+
+
+def test_no_ordinary_file(cohort, tmp_path, capsys):
+    os.mkfifo(tmp_path / "output.csv")
+    assert main(words(cohort, tmp_path, "--overwrite")) == 1
+    assert "is no ordinary file" in capsys.readouterr().err
+
+
+def test_folder_name_in_another_encoding(cohort, tmp_path):
+    """Latin-1 bytes in a folder's name: every study is predicted, and the tables are written."""
+    strange = os.fsdecode(os.fsencode(tmp_path) + b"/b\xe4r")
+    os.symlink(cohort, strange)
+    (cohort / "images" / "1001LI-A.jpg").rename(cohort / "images" / "gone.jpg")
+    try:
+        assert main(words(strange, tmp_path, "--report", f"{tmp_path}/r.html")) == 0
+    finally:
+        (cohort / "images" / "gone.jpg").rename(cohort / "images" / "1001LI-A.jpg")
+    assert len(pd.read_csv(tmp_path / "output.csv")) == 3 and (tmp_path / "r.html").exists()
