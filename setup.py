@@ -31,7 +31,8 @@ setup(
     install_requires=settings["requirements"].split(),
     extras_require={
         "engines": settings["engines_requirements"].split(),
-        "dev": settings["dev_requirements"].split() + settings["engines_requirements"].split(),
+        "projection": settings["projection_requirements"].split(),
+        "dev": [package for group in ("dev", "engines", "projection") for package in settings[f"{group}_requirements"].split()],
     },
     entry_points={"console_scripts": settings["console_scripts"].split()},
     zip_safe=False,

@@ -14,7 +14,7 @@ from pathlib import Path
 from . import __version__
 
 # %% auto #0
-__all__ = ['NOT_A_MEDICAL_DEVICE', 'SIMULATED_ONLY', 'simulate', 'check', 'import_dicom', 'train', 'export', 'predict',
+__all__ = ['NOT_A_MEDICAL_DEVICE', 'SIMULATED_ONLY', 'simulate', 'check', 'project', 'import_dicom', 'train', 'export', 'predict',
            'evaluate', 'demo', 'main']
 
 # %% ../nbs/11_cli.ipynb #cd32a499
@@ -48,6 +48,18 @@ def check(args) -> int:
     lacking = sum(not study.present.all() for study in studies)
     print(f'{len(studies)} usable studies, {lacking} of them without all views, {len(problems)} problems')
     return 1 if len(problems) else 0
+
+# %% ../nbs/11_cli.ipynb #5d0c7e3a
+def project(args) -> int:
+    "Turn three-dimensional vessels, one file a patient, into a cohort in the competition's layout."
+    from coding_vessels import projection
+    from coding_vessels.phantom import PRESETS
+    if args.preset not in PRESETS: raise ValueError(f"'{args.preset}' is no preset; use one of {', '.join(PRESETS)}.")
+    made = projection.project(args.files, args.out, args.sacs, args.inlets, args.twins, args.axes, args.spacing, args.seed, args.size,
+                              PRESETS[args.preset][1], args.masks, args.workers)
+    print(f'{len(args.files)} patients: {", ".join(str(path) for path in sorted(made[0].iterdir()))}')
+    if args.twins: print(f'the same without their sacs: {made[1]}')
+    return 0
 
 # %% ../nbs/11_cli.ipynb #1c0f2ef9
 def import_dicom(args) -> int:
@@ -296,6 +308,14 @@ def _parser() -> argparse.ArgumentParser:
          ('--size', dict(type=int, help='pixels of a square frame; by default the sizes of the real cohort')),
          ('--preset', dict(default='kium', help='kium (default), flat-panel, image-intensifier, elderly, shifted, varied, training')),
          ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')), ('--workers', dict(type=int, default=-1, help='processes; by default one a core')))
+    verb(project, ('files', dict(nargs='+', help='surfaces (.stl, .ply, .obj, .vtp), label volumes (.nii, .nii.gz), trees (.swc), in mm')),
+         ('--out', dict(required=True, help='new folder of the cohort')), ('--sacs', dict(help='CSV: file, location, and label, or x, y, z, diameter_mm (default: all healthy)')),
+         ('--inlets', dict(help='CSV: file, injection, x, y, z, for what is not found')), ('--twins', dict(help='new folder for the same patients without their labelled sacs')),
+         ('--axes', dict(default='LPS', help='where the axes of surfaces and trees point (default LPS: left, back, up)')),
+         ('--spacing', dict(type=float, default=0.3, help='mm, edge of the cubes for surfaces and volumes (default 0.3)')), seed,
+         ('--size', dict(type=int, help='pixels of a square frame; by default the sizes of the real cohort')),
+         ('--preset', dict(default='kium', help='the machine, as in simulate')), ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')),
+         ('--workers', dict(type=int, default=1, help='processes, about 2 GB each (default 1)')))
     verb(check, csv, images, ('--unlabelled', dict(action='store_true', help='the CSV needs no labels')))
     verb(import_dicom, ('folder', dict(help='all files in it and below are tried')), ('--out', dict(required=True, help='new folder of the cohort')),
          ('--key', dict(required=True, help='new CSV outside the cohort: which index was which patient and study')), ('--mapping', dict(help='CSV with file, Patient, view, and perhaps study, for what the files leave open')),
