@@ -291,9 +291,10 @@ FLOW = 250.0      # mm/s in an artery of 5 mm
 
 
 def _joints(vessels: list[Vessel], points: np.ndarray, starts: np.ndarray, lasts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Return the places in `points` of the ends of vessels, and of what lies within a millimetre of them; cortical ones end freely."
+    "Return the places in `points` of the ends of vessels, and of what lies beside them; cortical ones end freely."
     tips = np.concatenate([starts, [last for vessel, last in zip(vessels, lasts) if '.' not in vessel.name]])
-    beside_them = KDTree(points).query_ball_point(points[tips], 1.0)
+    reach = [9.0 if '_E' in vessel.name else 1.0 for vessel in vessels]                # mm; the external carotid's branches start loosely
+    beside_them = KDTree(points).query_ball_point(points[tips], reach + [1.0] * (len(tips) - len(reach)))
     return np.repeat(tips, [len(places) for places in beside_them]), np.concatenate(beside_them).astype(int)
 
 
@@ -336,11 +337,11 @@ def filling_at(seconds, arrival, held: float, sluggish=1.0) -> np.ndarray:
 
 # %% ../nbs/01b_films.ipynb #a1f30c08
 VEINS = {  # knots in mm, left side or midline; first and last radius in mm; s until it fills; contrast by a carotid and a vertebral injection
-    'sagittal': ([(0, 15 + 88 * math.cos(turn), 18 + 74 * math.sin(turn)) for turn in np.linspace(2.6, -0.25, 9)], (1.0, 4.0), 3.9, (1.0, 0.3)),
+    'sagittal': ([(0, 15 + 88 * math.cos(turn), 18 + 74 * math.sin(turn)) for turn in np.linspace(2.6, -0.25, 9)], (1.0, 4.0), 3.6, (1.0, 0.3)),
     'transverse': ([(0, 100, 0), (30, 93, -4), (52, 70, -8), (58, 46, -12), (50, 36, -27), (38, 29, -42), (30, 24, -54), (32, 20, -85), (34, 20, -125)],
-                   (3.2, 4.8), 4.3, (1.0, 1.0)),
-    'cerebral': ([(4, 0, 13), (2, 16, 20), (1, 36, 15), (0, 50, 13)], (0.7, 1.1), 3.4, (0.7, 1.0)),
-    'straight': ([(0, 50, 13), (0, 72, 9), (0, 100, 0)], (1.6, 2.6), 3.9, (0.7, 1.0))}
+                   (3.2, 4.8), 3.9, (1.0, 1.0)),
+    'cerebral': ([(4, 0, 13), (2, 16, 20), (1, 36, 15), (0, 50, 13)], (0.7, 1.1), 2.9, (0.7, 1.0)),
+    'straight': ([(0, 50, 13), (0, 72, 9), (0, 100, 0)], (1.6, 2.6), 3.3, (0.7, 1.0))}
 
 
 def _climbing(side: int, rng: np.random.Generator) -> np.ndarray:
@@ -354,7 +355,7 @@ def _climbing(side: int, rng: np.random.Generator) -> np.ndarray:
 
 def draw_veins(rng: np.random.Generator) -> list[tuple[Vessel, float]]:
     "Return the large veins of one head, and when each fills, in s after the injection's start; their contrast is diluted."
-    veins, pale = [], rng.uniform(0.25, 0.45)
+    veins, pale = [], rng.uniform(0.15, 0.30)
     weak = dict(zip((1, -1), rng.permutation([1.0, rng.uniform(0.2, 1.0)])))           # one transverse sinus carries more
     for name, (knots, radii, delay, (carotid, vertebral)) in VEINS.items():
         for side in (1, -1) if knots[1][0] else (1,):
@@ -366,7 +367,7 @@ def draw_veins(rng: np.random.Generator) -> list[tuple[Vessel, float]]:
         for number in range(rng.integers(5, 10)):
             course = _climbing(side, rng)
             filling = {f'{"L" if side > 0 else "R"}I': pale} | ({'LV': pale, 'RV': pale} if course[0, 1] > 50 else {})
-            veins.append((Vessel(f'cortical_{side}_{number}', course, np.linspace(0.5, rng.uniform(0.9, 1.6), len(course)), filling), rng.uniform(3.1, 3.8)))
+            veins.append((Vessel(f'cortical_{side}_{number}', course, np.linspace(0.5, rng.uniform(0.9, 1.6), len(course)), filling), rng.uniform(2.7, 3.4)))
     return veins
 
 # %% ../nbs/01b_films.ipynb #a1f30c11
@@ -380,8 +381,9 @@ class Layers:
 
 
 def _binned(camera: Camera, segments: np.ndarray, arrival: np.ndarray, bins: int) -> tuple[list, list]:
-    "Return the pictures of pieces in order of arrival, about as many pieces in each, and the mean arrival of each."
-    groups = np.array_split(np.argsort(arrival, kind='stable'), bins)
+    "Return the pictures of pieces that fill at about the same time, in even steps, and the mean arrival of each."
+    step = np.digitize(arrival, np.linspace(arrival.min(), arrival.max(), bins + 1)[1:-1])
+    groups = [step == number for number in range(bins) if (step == number).any()]
     return [shadow(camera, segments[group]) for group in groups], [arrival[group].mean() for group in groups]
 
 
@@ -403,15 +405,16 @@ def film_layers(camera: Camera, vessels: list[Vessel], segments: np.ndarray, ane
     height, width = total.shape
     pixels = camera.focal / np.linalg.norm(camera.source)                              # per mm
     veil = cv2.GaussianBlur(cv2.resize(total, (width // 8, height // 8), interpolation=cv2.INTER_AREA), (0, 0), 1.0 * pixels)
-    tissue = cv2.resize(veil, (width, height)) * (0.05 + rng.uniform(*scanner.blush))
+    tissue = cv2.resize(veil, (width, height)) * (0.1 + rng.uniform(*scanner.blush))
     late, drained = _binned(camera, *_venous(veins, injection, rng, scanner), 4)
     domes = [(aneurysm, dome) for aneurysm, dome in zip(aneurysms, draw_domes(camera, total, aneurysms, injection)) if dome is not None]
     wide = [aneurysm.diameter for aneurysm, _ in domes]
     centres = np.reshape([aneurysm.centre for aneurysm, _ in domes], (-1, 3))
-    return Layers(np.stack([*images, tissue, *late, *(dome for _, dome in domes)]),
-                  np.array([*arrival, arrival[-1] + 0.9, *np.multiply(drained, pace), *(reached(centres) if domes else [])]),
-                  np.array([*np.ones(8), 1.5, *np.ones(4), *(1 + np.array(wide) / 20)]),
-                  np.array([*np.ones(8), 0, *np.zeros(4), *np.ones(len(domes))], bool))
+    counts = len(images), 1, len(late), len(domes)
+    slow = np.repeat([1, 1.5, 1, 1], counts) + np.append(np.zeros(sum(counts[:3])), np.divide(wide, 20))
+    arrival = [*arrival, arrival[-1] + 0.9, *np.multiply(drained, pace), *reached(centres)]
+    return Layers(np.stack([*images, tissue, *late, *(dome for _, dome in domes)]), np.array(arrival), slow,
+                  np.repeat([True, False, False, True], counts))
 
 # %% ../nbs/01b_films.ipynb #a1f30c14
 def steady(scanner: Scanner, rng: np.random.Generator) -> Scanner:

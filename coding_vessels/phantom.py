@@ -15,15 +15,19 @@ import cv2
 import joblib
 import numpy as np
 import pandas as pd
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, XRayAngiographicImageStorage, generate_uid
 from tqdm import tqdm
 
 from .anatomy import COLUMNS, LABELS, LOCATIONS, VIEWS
 from .aneurysms import Aneurysm, draw_aneurysm, draw_locations
 from .arteries import COHORT_POSITIVES, Population, draw_vessels
-from .films import SIZES, Camera, Scanner, aim, expose, finish, path_lengths, segments_of
+from .films import (SIZES, Camera, Scanner, aim, draw_veins, expose, expose_film, film_layers, filling_at, finish,
+                                  path_lengths, segments_of)
 
 # %% auto #0
-__all__ = ['ELDERLY', 'INTENSIFIER', 'CROWDED', 'VARIED', 'PRESETS', 'Phantom', 'draw_twins', 'draw_phantom', 'write_cohort']
+__all__ = ['ELDERLY', 'INTENSIFIER', 'CROWDED', 'VARIED', 'PRESETS', 'SECONDS', 'Phantom', 'draw_twins', 'draw_phantom', 'Film',
+           'draw_films', 'write_cohort']
 
 # %% ../nbs/01c_phantom.ipynb #c832c5a1
 ELDERLY = Population(flags=(0.62, 0.29, 0.07, 0.02), diameter=(5.6, 0.55), fetal_pca=0.22, tortuous=0.6, hypoplastic_va=0.2,
@@ -69,11 +73,16 @@ def _view_truth(aneurysm: Aneurysm, camera: Camera, path: np.ndarray, dome: np.n
             'visible': bool(framed and dome is not None), 'clear': round(share, 3)}
 
 
-def _truth(aneurysm: Aneurysm, views: list[dict]) -> dict:
-    "Return an aneurysm's truth as plain numbers."
+def _described(aneurysm: Aneurysm) -> dict:
+    "Return an aneurysm as plain numbers."
     return {'location': aneurysm.location, 'host': aneurysm.host, 'kind': aneurysm.kind,
             'centre_mm': [round(float(c), 3) for c in aneurysm.centre], 'diameter_mm': round(aneurysm.diameter, 3),
-            'neck_mm': aneurysm.neck and round(aneurysm.neck, 3), 'views': dict(zip(VIEWS, views))}
+            'neck_mm': aneurysm.neck and round(aneurysm.neck, 3)}
+
+
+def _truth(aneurysm: Aneurysm, views: list[dict]) -> dict:
+    "Return an aneurysm's truth as plain numbers, and what each view shows of it."
+    return _described(aneurysm) | {'views': dict(zip(VIEWS, views))}
 
 # %% ../nbs/01c_phantom.ipynb #97590a84
 def _take(view: str, camera: Camera, path: np.ndarray, domes: list, rounded: bool, metal, rng, scanner: Scanner) -> tuple:
@@ -82,6 +91,19 @@ def _take(view: str, camera: Camera, path: np.ndarray, domes: list, rounded: boo
     for dome in domes: mask[dome > 0.4], total = 2, total + dome
     frame, seen = finish(expose(total, camera, rng, scanner, metal), view, rounded, rng, scanner)
     return frame, mask * seen, seen
+
+
+def _draw_patient(seed, size, population: Population, scanner: Scanner) -> tuple:
+    "Return one patient's vessels, aneurysms, metal and pieces by injection, size of the frames, whether they are round, and the machine's generator."
+    anatomy, machine = np.random.default_rng(seed).spawn(2)
+    vessels = draw_vessels(anatomy, population, locations := draw_locations(anatomy, population))
+    aneurysms = [draw_aneurysm(location, vessels, anatomy, population) for location in locations]
+    size = tuple(machine.choice(scanner.sizes).tolist()) if size is None else (size, size) if isinstance(size, int) else size
+    rounded = machine.random() < scanner.rounded
+    clipped = anatomy.random() < population.clipped
+    metal = [(anatomy.normal(0, (14, 8, 5)), anatomy.permutation([0.9, 1.2, 6.0]), 12.0)] if clipped else []
+    segments = {injection: segments_of(list(vessels.values()), injection, machine, scanner) for injection in ('LI', 'LV', 'RI', 'RV')}
+    return vessels, aneurysms, metal, segments, size, rounded, machine
 
 
 def draw_twins(seed, left_out, size: int | tuple[int, int] | None = None, population: Population = Population(),
@@ -99,14 +121,8 @@ def draw_twins(seed, left_out, size: int | tuple[int, int] | None = None, popula
     -------
     list of Phantom
     """
-    anatomy, machine = np.random.default_rng(seed).spawn(2)
-    vessels = draw_vessels(anatomy, population, locations := draw_locations(anatomy, population))
-    aneurysms = [draw_aneurysm(location, vessels, anatomy, population) for location in locations]
-    size = tuple(machine.choice(scanner.sizes).tolist()) if size is None else (size, size) if isinstance(size, int) else size
-    rounded = machine.random() < scanner.rounded
-    clipped = anatomy.random() < population.clipped
-    metal = [(anatomy.normal(0, (14, 8, 5)), anatomy.permutation([0.9, 1.2, 6.0]), 12.0)] if clipped else []
-    segments = {injection: segments_of(list(vessels.values()), injection, machine, scanner) for injection in ('LI', 'LV', 'RI', 'RV')}
+    _, aneurysms, metal, segments, size, rounded, machine = _draw_patient(seed, size, population, scanner)
+    locations = [aneurysm.location for aneurysm in aneurysms]
     kept = [[i for i, location in enumerate(locations) if location not in left] for left in left_out]
     frames, masks, truths = [[[] for _ in kept] for _ in range(3)]
     for view in VIEWS:
@@ -150,6 +166,68 @@ def draw_phantom(seed, size: int | tuple[int, int] | None = None, population: Po
     Phantom
     """
     return draw_twins(seed, [()], size, population, scanner)[0]
+
+# %% ../nbs/01c_phantom.ipynb #b2f30d04
+@dataclass
+class Film:
+    "One simulated run, and the truth about it."
+    view: str
+    frames: np.ndarray             # (n, height, width), uint8
+    seconds: np.ndarray            # (n,) after the injection's start
+    filling: np.ndarray            # (n,) contrast medium in arteries and aneurysms, as a share of what fills them all
+    camera: Camera
+    aneurysms: list[dict]          # location, host, kind, centre_mm, diameter_mm, neck_mm, and for the view x, y, radius, visible, clear
+
+    @property
+    def best(self) -> int:
+        "Number of the frame in which the arteries hold the most contrast medium."
+        return int(self.filling.argmax())
+
+
+def _film_truth(layers, aneurysms: list[Aneurysm], camera: Camera, injection: str, seen: np.ndarray) -> list[dict]:
+    "Return what is true of each aneurysm in a film's view; those that the injection fills are the last layers."
+    filled = [aneurysm for aneurysm in aneurysms if aneurysm.filling.get(injection, 0)]
+    domes = dict(zip(map(id, filled), layers.images[len(layers.images) - len(filled):]))
+    vessels = layers.images[:len(layers.images) - len(filled)][layers.arterial[:len(layers.images) - len(filled)]].sum(axis=0)
+    return [_described(aneurysm) | _view_truth(aneurysm, camera, vessels, domes.get(id(aneurysm)), seen) for aneurysm in aneurysms]
+
+
+SECONDS = tuple(np.linspace(-0.5, 6.5, 15).tolist())
+
+
+def draw_films(seed, views=VIEWS, seconds=SECONDS, size=None, population: Population = Population(), scanner: Scanner = Scanner()):
+    """Yield a film of each of some views of one simulated patient.
+
+    Parameters
+    ----------
+    views : sequence of str
+        Of `VIEWS`. A view's film does not depend on which others are drawn.
+    seconds : sequence of float
+        When its frames are taken, in s after the injection's start.
+    seed, size, population, scanner
+        As in `draw_phantom`, which draws the same patient.
+
+    Yields
+    ------
+    Film
+    """
+    vessels, aneurysms, metal, segments, size, rounded, _ = _draw_patient(seed, size, population, scanner)
+    body, *runs = np.random.default_rng(seed).spawn(3 + len(VIEWS))[2:]                # the first two are the patient's own
+    veins, flow = draw_veins(body), int(body.integers(2 ** 32))
+    for view in views:
+        rng, bolus = runs[VIEWS.index(view)], np.random.default_rng([flow, *view[:2].encode()])
+        camera, injection = aim(view, size, rng, scanner), view[:2]
+        layers = film_layers(camera, list(vessels.values()), segments[injection], aneurysms, veins, injection, bolus, scanner)
+        shares = filling_at(seconds, layers.arrival, bolus.uniform(1.2, 2.2), layers.sluggish)
+        exposed, state = expose_film(layers, shares, camera, rng, scanner, metal), rng.bit_generator.state
+        frames = []
+        for frame in exposed:
+            rng.bit_generator.state = state                                            # the same letters and border on each
+            frame, seen = finish(frame, view, rounded, rng, scanner)
+            frames.append(frame)
+        volumes = (layers.images * seen).sum(axis=(1, 2), dtype=np.float64) * layers.arterial
+        yield Film(view, np.stack(frames), np.asarray(seconds, float), shares @ volumes / max(volumes.sum(), 1e-9), camera,
+                   _film_truth(layers, aneurysms, camera, injection, seen))
 
 # %% ../nbs/01c_phantom.ipynb #8f2f2b65
 def _write_patient(folder: Path, index: str, seed, size, population: Population, scanner: Scanner, masks: bool) -> list:
