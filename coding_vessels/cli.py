@@ -33,7 +33,7 @@ def simulate(args) -> int:
     "Write a simulated cohort in the competition's layout."
     from coding_vessels.phantom import PRESETS, write_cohort
     if args.preset not in PRESETS: raise ValueError(f"'{args.preset}' is no preset; use one of {', '.join(PRESETS)}.")
-    out = write_cohort(args.out, args.patients, args.seed, args.size, *PRESETS[args.preset], masks=args.masks, workers=args.workers)
+    out = write_cohort(args.out, args.patients, args.seed, args.size, *PRESETS[args.preset], masks=args.masks, workers=args.workers, film=args.film)
     print(f'{args.patients} simulated patients: {", ".join(str(path) for path in sorted(out.iterdir()))}')
     return 0
 
@@ -263,7 +263,9 @@ def _parser() -> argparse.ArgumentParser:
     verb(simulate, ('out', dict(help='new folder')), ('--patients', dict(type=int, required=True)), seed,
          ('--size', dict(type=int, help='pixels of a square frame; by default the sizes of the real cohort')),
          ('--preset', dict(default='kium', help='kium (default), flat-panel, image-intensifier, elderly, shifted, varied, training')),
-         ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')), ('--workers', dict(type=int, default=-1, help='processes; by default one a core')))
+         ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')),
+         ('--film', dict(type=int, nargs='?', const=15, default=0, metavar='FRAMES', help='write X-ray angiography runs (DICOM) for import-dicom instead of single frames; of 15 frames each unless said otherwise')),
+         ('--workers', dict(type=int, default=-1, help='processes; by default one a core')))
     verb(check, csv, images, ('--unlabelled', dict(action='store_true', help='the CSV needs no labels')))
     verb(import_dicom, ('folder', dict(help='all files in it and below are tried')), ('--out', dict(required=True, help='new folder of the cohort')),
          ('--key', dict(required=True, help='new CSV outside the cohort: which index was which patient and study')), ('--mapping', dict(help='CSV with file, Patient, view, and perhaps study, for what the files leave open')),
