@@ -33,12 +33,12 @@ def test_simulated_films_are_imported(tmp_path, capsys):
     assert main(f"import-dicom {one}/dicom --out {tmp_path}/cohort --key {tmp_path}/key.csv".split()) == 0
     key = pd.read_csv(tmp_path / "key.csv", dtype=str)
     assert sorted(key.view) == sorted(VIEWS * 2)
-    for row in key.itertuples():
-        film = json.loads((one / f"truth/{row.patient}.json").read_text())["films"][row.view]
-        _, frames = read_dicom(one / "dicom" / row.file)
-        chosen = read_frame(tmp_path / f"cohort/images/{row.Index}{row.view}.png")
+    for row in key.to_dict("records"):
+        film = json.loads((one / f"truth/{row['patient']}.json").read_text())["films"][row["view"]]
+        _, frames = read_dicom(one / "dicom" / row["file"])
+        chosen = read_frame(tmp_path / f"cohort/images/{row['Index']}{row['view']}.png")
         (number,) = [n for n, frame in enumerate(frames) if np.array_equal(frame, chosen)]
-        assert abs(number - film["best"]) <= 1, (row.patient, row.view)
+        assert abs(number - film["best"]) <= 1, (row["patient"], row["view"])
 
 
 @pytest.mark.parametrize("preset", ["kium", "shifted"])
@@ -46,7 +46,7 @@ def test_veins_and_late_frames_do_not_win(preset):
     population, scanner = PRESETS[preset]
     films = [film for seed in (1, 2) for film in draw_films([9, seed], size=200, population=population, scanner=scanner)]
     right = [abs(best_number(film.frames) - film.best) <= 1 for film in films]
-    assert np.mean(right) >= 0.9
+    assert np.mean(right) >= 0.95
 
 
 def test_wrong_words(tmp_path):
