@@ -33,7 +33,7 @@ def simulate(args) -> int:
     "Write a simulated cohort in the competition's layout."
     from coding_vessels.phantom import PRESETS, write_cohort
     if args.preset not in PRESETS: raise ValueError(f"'{args.preset}' is no preset; use one of {', '.join(PRESETS)}.")
-    out = write_cohort(args.out, args.patients, args.seed, args.size, *PRESETS[args.preset], masks=args.masks, workers=args.workers)
+    out = write_cohort(args.out, args.patients, args.seed, args.size, *PRESETS[args.preset], masks=args.masks, workers=args.workers, film=args.film)
     print(f'{args.patients} simulated patients: {", ".join(str(path) for path in sorted(out.iterdir()))}')
     return 0
 
@@ -307,7 +307,9 @@ def _parser() -> argparse.ArgumentParser:
     verb(simulate, ('out', dict(help='new folder')), ('--patients', dict(type=int, required=True)), seed,
          ('--size', dict(type=int, help='pixels of a square frame; by default the sizes of the real cohort')),
          ('--preset', dict(default='kium', help='kium (default), flat-panel, image-intensifier, elderly, shifted, varied, training')),
-         ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')), ('--workers', dict(type=int, default=-1, help='processes; by default one a core')))
+         ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')),
+         ('--film', dict(type=int, nargs='?', const=15, default=0, metavar='FRAMES', help='write X-ray angiography runs (DICOM) for import-dicom instead of single frames; of 15 frames each unless said otherwise')),
+         ('--workers', dict(type=int, default=-1, help='processes; by default one a core')))
     verb(project, ('files', dict(nargs='+', help='surfaces (.stl, .ply, .obj, .vtp), label volumes (.nii, .nii.gz), trees (.swc), in mm')),
          ('--out', dict(required=True, help='new folder of the cohort')), ('--sacs', dict(help='CSV: file, location, and label, or x, y, z, diameter_mm (default: all healthy)')),
          ('--inlets', dict(help='CSV: file, injection, x, y, z, for what is not found')), ('--twins', dict(help='new folder for the same patients without their labelled sacs')),
@@ -319,7 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     verb(check, csv, images, ('--unlabelled', dict(action='store_true', help='the CSV needs no labels')))
     verb(import_dicom, ('folder', dict(help='all files in it and below are tried')), ('--out', dict(required=True, help='new folder of the cohort')),
          ('--key', dict(required=True, help='new CSV outside the cohort: which index was which patient and study')), ('--mapping', dict(help='CSV with file, Patient, view, and perhaps study, for what the files leave open')),
-         ('--projection', dict(choices=('filling', 'minimum'), default='filling', help='the frame in which the arteries are darkest (default), or the darkest value of each pixel')))
+         ('--projection', dict(choices=('filling', 'minimum'), default='filling', help='the frame in which the arteries are fullest (default), or the darkest value of each pixel')))
     verb(train, csv, images, ('--preset', dict(choices=('vessel', 'kium', 'report'), default='vessel', help='vessel: ours, a laptop; kium: ours with ResNet50, ImageNet, 720 px, a GPU; report: the network of the 2023 report')),
          ('--out', dict(required=True, help='run folder')), seed, ('--epochs', dict(type=int)), ('--batch-size', dict(type=int)),
          ('--size', dict(type=int, help='pixels of the network\'s frames')), ('--resume', dict(action='store_true', help='go on with an interrupted run')),

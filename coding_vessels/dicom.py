@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pandas as pd
 import pydicom
@@ -29,7 +30,8 @@ from .anatomy import COLUMNS, VIEWS
 from .studies import PIXELS, SIDES, FrameError, check_file, read_table
 
 # %% auto #0
-__all__ = ['LONGEST', 'grey_frames', 'best_frame', 'read_dicom', 'tag_of', 'angle_of', 'view_of', 'is_mirrored', 'import_dicom']
+__all__ = ['LONGEST', 'grey_frames', 'best_number', 'best_frame', 'read_dicom', 'tag_of', 'angle_of', 'view_of', 'is_mirrored',
+           'import_dicom']
 
 # %% ../nbs/02a_dicom.ipynb #5b0c3a71
 def _span(frames) -> tuple[float, float]:
@@ -102,6 +104,14 @@ def grey_frames(dataset) -> np.ndarray:
     return 255 - grey if dataset.PhotometricInterpretation == 'MONOCHROME1' else grey
 
 # %% ../nbs/02a_dicom.ipynb #a9fae5c1
+def best_number(frames: np.ndarray) -> int:
+    "Return the number of the frame, of (frames, height, width), uint8, with the most dark structures that are as thin as arteries."
+    height = frames.shape[1]
+    wider = np.ones((max(3, height // 40 | 1),) * 2, np.uint8)
+    calm = (cv2.GaussianBlur(frame, (0, 0), height / 700) for frame in frames)
+    return int(np.argmax([cv2.morphologyEx(frame, cv2.MORPH_BLACKHAT, wider).mean() for frame in calm]))
+
+
 def best_frame(frames: np.ndarray, projection: str = 'filling') -> np.ndarray:
     """Return one frame of a run, (height, width), uint8; a copy, so that the run can be forgotten.
 
@@ -109,12 +119,10 @@ def best_frame(frames: np.ndarray, projection: str = 'filling') -> np.ndarray:
     ----------
     frames : ndarray, shape (frames, height, width), uint8
     projection : 'filling' or 'minimum'
-        The frame in which the arteries are darkest, or the darkest value of each pixel.
+        The frame in which the arteries are fullest, or the darkest value of each pixel.
     """
     if projection not in ('filling', 'minimum'): raise ValueError(f"'{projection}' is no projection; use 'filling' or 'minimum'.")
-    if projection == 'minimum': return frames.min(axis=0)
-    background = frames.max(axis=0)
-    return frames[int(np.argmax([np.percentile(background - frame, 99.5) for frame in frames]))].copy()
+    return frames.min(axis=0) if projection == 'minimum' else frames[best_number(frames)].copy()
 
 # %% ../nbs/02a_dicom.ipynb #f738b3bd
 def _decoded(path) -> np.ndarray:
