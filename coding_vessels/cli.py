@@ -116,14 +116,11 @@ def export(args) -> int:
 
 # %% ../nbs/11_cli.ipynb #23f6a1a2
 def predict(args) -> int:
-    """Write output.csv, probabilities.csv, positions.csv and, if need be, warnings.csv and errors.csv; with --report a page to read.
-
-    `prediction.json` says with what they were made, and which files: a later run replaces only those.
-    """
+    "Write output.csv, probabilities.csv, positions.csv and, if need be, warnings.csv and errors.csv; with --report a page to read."
     import tempfile
     out = Path(args.out)
     beside = [out.with_name(f'{name}.csv') for name in ('probabilities', 'positions', 'warnings', 'errors')]
-    record = out.with_name('prediction.json')
+    record = out.with_name('prediction.json')                     # says with what they were made, and which files are ours
     wanted = [out, *beside, record, *(Path(path) for path in (args.report,) if path)]
     _check_outputs(wanted, args.overlays, [args.csv, args.images, args.truth, args.model], args.overwrite)
     foreign = [str(path) for path in beside[2:] if path.exists() and path.resolve() not in _written(record)]
