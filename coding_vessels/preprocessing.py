@@ -189,4 +189,4 @@ def view_warnings(frame: np.ndarray, view: str) -> list[str]:
     slope, offset = _classifier()
     scores = picture_features(frame) @ slope + offset
     chances = np.exp(scores - scores.max())
-    return [f'looks like {_PICTURE_NAMES[int(scores.argmax())]}, not like {view}'] if chances[PICTURES[view]] / chances.sum() < 0.03 else []
+    return [f'looks like {_PICTURE_NAMES[int(scores.argmax())]}, not like {view}'] if chances[PICTURES[view]] / chances.sum() < 0.1 else []
