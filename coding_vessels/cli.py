@@ -46,7 +46,8 @@ def check(args) -> int:
     with pd.option_context('display.max_rows', None, 'display.max_colwidth', None, 'display.width', None):
         if len(problems): print(problems.to_string(index=False))
     lacking = sum(not study.present.all() for study in studies)
-    print(f'{len(studies)} usable studies, {lacking} of them without all views, {len(problems)} problems')
+    without = f', {lacking} of them without all views' if lacking else ''
+    print(f'{len(studies)} usable studies{without}, {len(problems)} problems')
     return 1 if len(problems) else 0
 
 # %% ../nbs/11_cli.ipynb #5d0c7e3a

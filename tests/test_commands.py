@@ -147,7 +147,9 @@ def test_predicts_every_patient_of_a_mixed_cohort(command, tmp_path):
     for i in range(64):
         width, height = [(120, 120), (160, 128), (200, 120), (128, 160), (97, 97)][i % 5]
         for view in "LI-A LI-B LV-A LV-B RI-A RI-B RV-A RV-B".split():
-            frame = rng.integers(0, 256, (height, width) if i % 2 else (height, width, 3), dtype=np.uint8)
+            frame = rng.normal(190, 4, (height, width) if i % 2 else (height, width, 3)).astype(np.uint8)
+            ends = rng.integers(0, min(width, height), (2, 2)).tolist()
+            cv2.line(frame, *ends, (60, 60, 60), 6)  # a vessel, for what shows none is not read
             assert cv2.imwrite(str(images / f"{i + 1:04d}{view}.{'png' if i % 3 else 'jpg'}"), frame)
     pd.DataFrame({"Index": range(1, 65)}).to_csv(tmp_path / "test.csv", index=False)
     words = ["--images", images, "--model", tmp_path / "run/best.keras", "--out", tmp_path / "output.csv"]
