@@ -49,7 +49,7 @@ def test_round_trip_gives_the_same_predictions(tmp_path, capsys):
     for name in ("cohort", "new"):
         assert main(f"predict --csv {tmp_path}/{name}/test.csv --images {tmp_path}/{name} --out {tmp_path}/{name}_output.csv".split()) == 0
         (tmp_path / "probabilities.csv").rename(tmp_path / f"{name}_probabilities.csv")
-        for file in ("positions.csv", "warnings.csv"):
+        for file in ("positions.csv", "warnings.csv", "prediction.json"):
             (tmp_path / file).unlink(missing_ok=True)
     key = pd.read_csv(tmp_path / "key.csv", dtype=str).drop_duplicates("Index").set_index("Index").patient.str[1:]
     before, after = (pd.read_csv(tmp_path / f"{name}_probabilities.csv", dtype={"Index": str}).set_index("Index") for name in ("cohort", "new"))
