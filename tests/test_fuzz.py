@@ -147,4 +147,4 @@ def test_folders_with_names_made_by_chance(tmp_path_factory, names):
             pass  # the file system refuses the name
     (folder / "t.csv").write_text("Index\n1\n")
     studies, problems = read_cohort(folder / "t.csv", folder, labelled=False)
-    assert studies == [] and len(problems) >= 7  # the name "1" makes one frame of patient 1
+    assert studies == [] and len(problems) >= 1  # one line for a patient without any frame, one a view otherwise
