@@ -360,7 +360,7 @@ def find_inlets(network: Network, given: dict | None = None) -> dict[str, int]:
     return found | {'LV' if x[best] > 0 else 'RV': int(ends[best])}
 
 # %% ../nbs/01d_projection.ipynb #74070aec
-MEETING = {'carotids': 6.0, 'others': 3.0}      # mm over which contrast fades behind the meeting point
+MEETING = {'carotids': 8.0, 'others': 3.0}      # mm over which contrast fades behind the meeting point
 HEAD_START = 3.0                                # mm by which the basilar artery is ahead
 
 
