@@ -24,8 +24,9 @@ from .preprocessing import Preprocessing, preprocess_frame, preprocess_study
 from .studies import Study
 
 # %% auto #0
-__all__ = ['PREPROCESSING_VERSION', 'CELL', 'load_study', 'marks_of', 'load_marks', 'Augmentation', 'augment_study', 'draw_maps',
-           'draw_presence', 'hide_views', 'study_batches', 'draw_pair', 'pair_targets', 'phantom_batches']
+__all__ = ['PREPROCESSING_VERSION', 'CELL', 'MASK', 'load_study', 'marks_of', 'load_marks', 'Augmentation', 'augment_study',
+           'draw_maps', 'draw_presence', 'hide_views', 'study_batches', 'draw_pair', 'pair_targets', 'draw_pairs',
+           'phantom_batches', 'pair_squares', 'square_batches']
 
 # %% ../nbs/04_batches.ipynb #1a0e4e68
 PREPROCESSING_VERSION = 1    # raise it when 03_preprocessing gives other frames: old caches are then left alone
@@ -155,6 +156,7 @@ def augment_study(frames: np.ndarray, labels: np.ndarray, rng: np.random.Generat
 
 # %% ../nbs/04_batches.ipynb #c2cc2e74
 CELL = 16   # pixels of a preprocessed frame for one cell of a map
+MASK = 4    # and of the mask of a closer look
 
 
 def draw_maps(marks: np.ndarray | None, size: int) -> np.ndarray:
@@ -270,8 +272,8 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
     return stream.batch(batch_size).prefetch(2)
 
 # %% ../nbs/04_batches.ipynb #47d8bd46
-def draw_pair(seed, population, scanner, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Return two twins that share out a patient's aneurysms: frames, labels and marks.
+def draw_pair(seed, population, scanner, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray]:
+    """Return two twins that share out a patient's aneurysms: frames, labels, marks and masks.
 
     Parameters
     ----------
@@ -283,8 +285,9 @@ def draw_pair(seed, population, scanner, settings: Preprocessing) -> tuple[np.nd
 
     Returns
     -------
-    ndarray, ndarray, list of ndarray
-        (2, 8, size, size), uint8; (2, 22), uint8; and the marks of both, as `load_marks` returns them.
+    ndarray, ndarray, list of ndarray, ndarray
+        (2, 8, size, size), uint8; (2, 22), uint8; the marks of both, as `load_marks` returns them; and how much of each 4 x 4
+        pixels shows an aneurysm, (2, 8, size // 4, size // 4), uint8, 0 to 255.
     """
     from coding_vessels.phantom import draw_twins
     rng, field = np.random.default_rng([*seed, 1]), settings.field or 1.0
@@ -294,12 +297,14 @@ def draw_pair(seed, population, scanner, settings: Preprocessing) -> tuple[np.nd
     twins = draw_twins(seed, left_out, settings.size, population, replace(scanner, **fields))
     whole = replace(settings, field=None)
     frames = np.empty((2, len(VIEWS), settings.size, settings.size), np.uint8)
-    for twin, own in zip(twins, frames):
-        for i, frame in enumerate(twin.frames):
+    masks = np.empty((2, len(VIEWS), settings.size // MASK, settings.size // MASK), np.uint8)
+    for twin, own, own_masks in zip(twins, frames, masks):
+        for i, (frame, mask) in enumerate(zip(twin.frames, twin.masks)):
             coded = cv2.imencode('.jpg', frame, [cv2.IMWRITE_JPEG_QUALITY, twin.quality])[1]
             own[i] = preprocess_frame(cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE), whole)
+            own_masks[i] = cv2.resize(255 * (mask == 2).astype(np.uint8), masks.shape[2:], interpolation=cv2.INTER_AREA)
     truths = [{'aneurysms': twin.aneurysms, 'size': (settings.size, settings.size)} for twin in twins]
-    return frames, np.stack([twin.labels for twin in twins]), [marks_of(truth, whole) for truth in truths]
+    return frames, np.stack([twin.labels for twin in twins]), [marks_of(truth, whole) for truth in truths], masks
 
 # %% ../nbs/04_batches.ipynb #01e2811c
 def pair_targets(pair, seed, augmentation: Augmentation | None, missing: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -308,7 +313,7 @@ def pair_targets(pair, seed, augmentation: Augmentation | None, missing: float) 
     `missing` is the probability that views are hidden.
     """
     frames, labels, targets = [], [], []
-    for own_frames, own_labels, marks in zip(*pair):
+    for own_frames, own_labels, marks in zip(*pair[:3]):
         rng = np.random.default_rng(seed)                                     # the same for both twins
         present = draw_presence(rng) if rng.random() < missing else np.ones(len(VIEWS), bool)
         if augmentation: own_frames, own_labels, marks = augment_study(own_frames, own_labels, rng, augmentation, marks)
@@ -319,48 +324,128 @@ def pair_targets(pair, seed, augmentation: Augmentation | None, missing: float) 
     return np.stack(frames), np.stack(labels), np.stack(targets)
 
 # %% ../nbs/04_batches.ipynb #652b68e9
-def _drawn(numbers, workers: int, seed: int, *what):
-    "Yield the pairs of `draw_pair` with these numbers in order, drawn a little ahead in processes of their own."
+def draw_pairs(population, scanner, settings: Preprocessing, numbers: range, seed: int = 0, workers: int = 1):
+    """Yield the pairs of `draw_pair` with these numbers in order, drawn a little ahead in `workers` processes of their own.
+
+    Parameters
+    ----------
+    population, scanner, settings
+        As in `draw_pair`.
+    numbers : range
+        Which pairs: number i is the same pair whatever comes before it.
+    seed : int
+    workers : int
+    """
     with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
         waiting = deque()
         for number in numbers:
-            waiting.append(pool.submit(draw_pair, [seed, number], *what))
+            waiting.append(pool.submit(draw_pair, [seed, number], population, scanner, settings))
             if len(waiting) > 20: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
 
 
-def phantom_batches(population, scanner, settings: Preprocessing, numbers: range, seed: int = 0,
-                    augmentation: Augmentation | None = None, missing: float = 0.25, uses: int = 2, workers: int = 1):
-    """Yield batches of two twins each, drawn in `workers` processes while the consumer works.
+def phantom_batches(pairs, seed: int = 0, augmentation: Augmentation | None = None, missing: float = 0.25, uses: int = 2):
+    """Yield batches of two twins each.
 
     Parameters
     ----------
-    population, scanner : Population, Scanner
-        As in `draw_phantom`.
-    settings : Preprocessing
-    numbers : range
-        Which pairs: number i is the same pair whatever comes before it.
+    pairs : iterable
+        As `draw_pairs` yields them.
     seed : int
     augmentation : Augmentation, optional
     missing : float
         The probability that views are hidden.
     uses : int
-        How often each pair is used; there are `uses * len(numbers)` batches.
-    workers : int
+        How often each pair is used; there are `uses` batches for each pair.
 
     Yields
     ------
     ndarray, dict
         Frames, uint8 (2, 8, size, size), and 'labels', float32 (2, 22), -1 where unknown, and 'maps', as in `study_batches`.
     """
-    rng, kept, room = np.random.default_rng([seed, 2, numbers.start]), [], 100 * (uses - 1)
+    rng, kept, room = np.random.default_rng([seed, 2]), [], 100 * (uses - 1)
 
     def use(pair):
         frames, labels, maps = pair_targets(pair, int(rng.integers(2 ** 62)), augmentation, missing)
         return frames, {'labels': labels, 'maps': maps}
 
-    for pair in _drawn(numbers, workers, seed, population, scanner, settings):
+    for pair in pairs:
         yield use(pair)
         kept += [pair] * (uses - 1)
         while len(kept) > room: yield use(kept.pop(rng.integers(len(kept))))
     while kept: yield use(kept.pop(rng.integers(len(kept))))
+
+
+# %% ../nbs/04_batches.ipynb #59854b30
+def pair_squares(pair, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return squares around each aneurysm that one of two twins lacks, the aneurysm's first.
+
+    Parameters
+    ----------
+    pair : tuple
+        As `draw_pair` returns it.
+    side : int
+        Of the squares, in pixels; a multiple of 8. What lies beyond the frame repeats its edge.
+
+    Returns
+    -------
+    ndarray, ndarray
+        Of standardised frames, right frontal views mirrored, (n, 2, side, side), float16; and their masks as `draw_pair` gives
+        them, (n, 2, side // 4, side // 4), uint8.
+    """
+    frames, labels, marks, masks = pair
+    grey = frames / np.float32(255)
+    grey -= grey.mean(axis=(2, 3), keepdims=True)
+    grey /= np.sqrt((grey ** 2).mean(axis=(2, 3), keepdims=True) + 1e-3)
+    squares, shown = [], []
+    for sick, own in enumerate(marks):
+        for view, location, x, y, _ in own:
+            view, row, column = int(view), int(y) // MASK, int(x) // MASK
+            if labels[1 - sick, 1 + int(location)]: continue
+            flip = -1 if MIRRORED[view] else 1
+            for content, cell, kept in ((grey, MASK, squares), (masks, 1, shown)):
+                half = side // MASK // 2 * cell
+                padded = np.pad(content[[sick, 1 - sick], view], ((0, 0), (half, half), (half, half)), mode='edge')
+                kept.append(padded[:, row * cell:row * cell + 2 * half, column * cell:column * cell + 2 * half][..., ::flip])
+    small = side // MASK
+    return np.float16(squares).reshape(-1, 2, side, side), np.uint8(shown).reshape(-1, 2, small, small)
+
+
+def square_batches(pairs, seed: int = 0, uses: int = 3, size: int = 16, side: int = 64, reach: int = 16, room: int = 1500):
+    """Yield batches of squares for the closer look, each an aneurysm's and its twin's.
+
+    Parameters
+    ----------
+    pairs : iterable
+        As `draw_pairs` yields them.
+    seed : int
+    uses : int
+        How many batches are made for each pair; their squares are chosen at random from the last `room`.
+    size : int
+        Aneurysms a batch.
+    side, reach : int
+        Side of a square, and how far it may lie from its aneurysm, in pixels; multiples of 4.
+    room : int
+
+    Yields
+    ------
+    ndarray, dict
+        Squares, float32 (2 * size, side, side, 1), and 'suspicion', float32 (2 * size, 1), 1 where an aneurysm shows, and 'mask',
+        float32 (2 * size, side // 4, side // 4), the share of each cell that shows it.
+    """
+    rng, kept = np.random.default_rng([seed, 3]), deque(maxlen=room)
+    small, steps = side // MASK, 2 * reach // MASK
+
+    def cut(squares, masks):
+        row, column = rng.integers(steps + 1, size=2)
+        gain, level = np.exp(rng.normal(0, 0.15)), rng.normal(0, 0.15)
+        square = squares[:, row * MASK:row * MASK + side, column * MASK:column * MASK + side] * np.float32(gain) + np.float32(level)
+        mask = masks[:, row:row + small, column:column + small] / np.float32(255)
+        return (square.swapaxes(1, 2), mask.swapaxes(1, 2)) if rng.random() < 0.3 else (square, mask)
+
+    for pair in pairs:
+        kept.extend(zip(*pair_squares(pair, side + 2 * reach)))
+        for _ in range(uses if kept else 0):
+            squares, masks = (np.concatenate(part) for part in zip(*(cut(*kept[i]) for i in rng.integers(len(kept), size=size))))
+            yield squares[..., None], {'suspicion': np.float32(masks.max(axis=(1, 2)) > 0.5)[:, None], 'mask': masks}
+

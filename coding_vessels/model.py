@@ -10,7 +10,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers, ops, tree
 
 from .anatomy import LABELS, LOCATIONS, MIRRORED, STRUCTURES, VIEWS
 from .attention import LOOKS, CloseUps, LocationReadout, SpatialAttention
@@ -18,7 +18,7 @@ from .preprocessing import Preprocessing
 
 # %% auto #0
 __all__ = ['IDEAS', 'FrameInput', 'preprocessing_of', 'Folded', 'ViewEmbedding', 'OneSide', 'Standardised', 'NoisyOr',
-           'Calibration', 'report_model', 'vessel_model', 'load_model', 'thresholds_of']
+           'Calibration', 'report_model', 'vessel_model', 'closer_look', 'load_model', 'thresholds_of']
 
 # %% ../nbs/06_model.ipynb #02f7d491
 @keras.saving.register_keras_serializable(package='coding_vessels')
@@ -64,17 +64,19 @@ def preprocessing_of(model) -> Preprocessing:
 # %% ../nbs/06_model.ipynb #acd069c4
 @keras.saving.register_keras_serializable(package='coding_vessels')
 class Folded(layers.Wrapper):
-    "Applies one layer or model to each item of the second axis alike: (batch, items, ...) to (batch, items, ...)."
+    "Applies one layer or model to each item of the second axis alike: (batch, items, ...) to (batch, items, ...), once for each output."
 
     def build(self, input_shape):
         if not self.layer.built: self.layer.build((None, *input_shape[2:]))
 
     def call(self, x, training=None):
-        y = self.layer(ops.reshape(x, (-1, *x.shape[2:])), training=training)
-        return ops.reshape(y, (-1, x.shape[1], *y.shape[1:]))
+        unfold = lambda y: ops.reshape(y, (-1, x.shape[1], *y.shape[1:]))
+        return tree.map_structure(unfold, self.layer(ops.reshape(x, (-1, *x.shape[2:])), training=training))
 
     def compute_output_shape(self, shape):
-        return (*shape[:2], *self.layer.compute_output_shape((None, *shape[2:]))[1:])
+        inside = self.layer.compute_output_shape((None, *shape[2:]))
+        unfold = lambda one: (*shape[:2], *one[1:])
+        return [unfold(one) for one in inside] if isinstance(inside, list) else unfold(inside)
 
 # %% ../nbs/06_model.ipynb #61fc2d74
 @keras.saving.register_keras_serializable(package='coding_vessels')
@@ -225,14 +227,22 @@ def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str
 
 # %% ../nbs/06_model.ipynb #2591b3e3
 def _closer(squares, embed):
-    "Return what a closer look makes of squares, (batch, 52, 64, 64, 1): (batch, 52, 64)."
+    """Return what a closer look makes of squares, (batch, 52, 64, 64, 1).
+
+    Features, (batch, 52, 64), and scores of where an aneurysm is in it, before any sigmoid, (batch, 52, 16, 16).
+    """
     square = keras.Input(squares.shape[2:])
     x = _residual(_residual(_residual(_convolution(square, 24, 5, 2), 24), 48, 2), 48)
     near = embed(Folded(keras.Model(square, x), name='near')(squares))
     patch = keras.Input(near.shape[2:])
-    x = _residual(_residual(patch, 96, 2), 96)
-    x = layers.Concatenate()([layers.GlobalMaxPooling2D()(x), layers.GlobalAveragePooling2D()(x)])
-    return Folded(keras.Model(patch, layers.Dense(64, activation='relu')(x)), name='nearer')(near)
+    far = _residual(_residual(patch, 96, 2), 96)
+    above = layers.Resizing(*patch.shape[1:3], interpolation='bilinear')(layers.Conv2D(48, 1)(far))
+    fine = layers.ReLU()(layers.BatchNormalization()(layers.Add()([above, layers.Conv2D(48, 1)(patch)])))
+    fine = _convolution(fine, 48, 3)
+    mask = layers.Conv2D(1, 1, bias_initializer=_RARE)(fine)
+    pooled = [layers.GlobalMaxPooling2D()(x) for x in (far, fine, mask)] + [layers.GlobalAveragePooling2D()(far)]
+    features = layers.Dense(64, activation='relu')(layers.Concatenate()(pooled))
+    return Folded(keras.Model(patch, [features, layers.Reshape(mask.shape[1:3])(mask)]), name='nearer')(near)
 
 
 def _scores(readings, sequence: bool):
@@ -266,8 +276,9 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, c
     -------
     keras.Model
         uint8 (batch, 8, size, size) -> 'labels', float32 (batch, 22) in the order of LABELS; 'maps', the scores of the attention
-        maps before any sigmoid, float32 (batch, 8, size // 16, size // 16, 13), right frontal views mirrored; and 'looks', each
-        closer look's own score before any sigmoid and the row and column in cells of where it was taken, float32 (batch, 52, 3).
+        maps before any sigmoid, float32 (batch, 8, size // 16, size // 16, 13), right frontal views mirrored; 'looks', each
+        closer look's own score before any sigmoid and the row and column in cells of where it was taken, float32 (batch, 52, 3);
+        and 'masks', scores before any sigmoid of where in each look an aneurysm is, float32 (batch, 52, 16, 16).
 
     Raises
     ------
@@ -290,16 +301,37 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, c
     read, out = [features, maps], {'maps': maps if mirrored else OneSide()(maps)}
     if without != 'closer look':
         squares, centres = CloseUps(name='close_ups')([grey, maps])
-        near = _closer(squares, embed)
+        near, masks = _closer(squares, embed)
         suspicion = layers.Dense(1, name='suspicion')(near)
         read.append(layers.Concatenate()([near, suspicion]))
         if not mirrored: centres = ops.where(_FLIPPED, maps.shape[3] - 1 - centres, centres)
         out['looks'] = layers.Concatenate(name='looks', dtype='float32')([suspicion, centres])
+        out['masks'] = layers.Activation('linear', name='masks', dtype='float32')(masks)
     scores = _scores(LocationReadout(name='readout')(read), without != 'sequence')
     located = Calibration(name='calibration', dtype='float32')(scores)
     if without != 'noisy-or': out['labels'] = NoisyOr(name='labels', dtype='float32')(located)
     else: out['labels'] = layers.Concatenate(name='labels', dtype='float32')([layers.Dense(1, 'sigmoid', dtype='float32')(scores), located])
-    return keras.Model(frames, {name: out[name] for name in ('labels', 'maps', 'looks') if name in out}, name='vessel')
+    return keras.Model(frames, {name: out[name] for name in ('labels', 'maps', 'looks', 'masks') if name in out}, name='vessel')
+
+# %% ../nbs/06_model.ipynb #eed98c42
+def closer_look(model: keras.Model) -> keras.Model:
+    """Return the closer look of a network of `vessel_model` alone; it shares the weights.
+
+    Parameters
+    ----------
+    model : keras.Model
+
+    Returns
+    -------
+    keras.Model
+        Squares of standardised frames, float32 (batch, 64, 64, 1), to scores before any sigmoid: 'suspicion', (batch, 1), that an
+        aneurysm is in it, and 'mask', (batch, 16, 16), where.
+    """
+    near, nearer, suspicion = (model.get_layer(name) for name in ('near', 'nearer', 'suspicion'))
+    square = keras.Input(near.layer.input.shape[1:], name='square')
+    features, mask = nearer.layer(near.layer(square))
+    return keras.Model(square, {'suspicion': suspicion(features), 'mask': mask})
+
 
 # %% ../nbs/06_model.ipynb #33065993
 def load_model(path) -> keras.Model:

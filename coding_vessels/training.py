@@ -29,9 +29,10 @@ from .preprocessing import Preprocessing
 from .studies import Study, split_studies
 
 # %% auto #0
-__all__ = ['PRESETS', 'positive_weights', 'weighted_crossentropy', 'label_loss', 'map_loss', 'look_loss', 'Settings',
-           'build_model', 'patients_met', 'split_patients', 'fit_calibration', 'choose_thresholds', 'calibrate',
-           'compile_model', 'training_batches', 'save_state', 'load_state', 'epochs_waited', 'train']
+__all__ = ['PRESETS', 'positive_weights', 'weighted_crossentropy', 'label_loss', 'map_loss', 'look_loss', 'suspicion_loss',
+           'mask_loss', 'Settings', 'build_model', 'patients_met', 'split_patients', 'fit_calibration',
+           'choose_thresholds', 'calibrate', 'compile_model', 'training_batches', 'save_state', 'load_state',
+           'epochs_waited', 'train']
 
 # %% ../nbs/07_training.ipynb #a32dc0b4
 def positive_weights(studies: list[Study], bound: float = 10.0) -> np.ndarray:
@@ -100,6 +101,19 @@ def look_loss(truth, looks):
     marked = ops.cast(ops.max(truth * inside[0][..., :, None] * inside[1][..., None, :], axis=(2, 3)) > 0.999, 'float32')
     known = ops.cast(truth[..., 0, 0] >= 0, 'float32')
     return ops.mean(known * (ops.softplus(score) - marked * score), axis=-1)
+
+# %% ../nbs/07_training.ipynb #e0ecbbb2
+def suspicion_loss(truth, scores):
+    "Return the cross-entropy of scores before any sigmoid, (batch, 1), of squares, each two neighbours twins, and how far a sick one falls short of its twin."
+    each = ops.softplus(scores) - truth * scores
+    differ = truth[0::2] - truth[1::2]
+    return each / 2 + ops.repeat(ops.abs(differ) * ops.softplus(-differ * (scores[0::2] - scores[1::2])), 2, axis=0)
+
+
+def mask_loss(truth, scores):
+    "Return the cross-entropy of masks, both (batch, height, width): truth 0 to 1, scores before any sigmoid."
+    return ops.mean((1 + 4 * truth) * (ops.softplus(scores) - truth * scores), axis=(1, 2))
+
 
 # %% ../nbs/07_training.ipynb #542bc06a
 @dataclass(frozen=True)

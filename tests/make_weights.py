@@ -1,14 +1,15 @@
 """Makes the weights that ship with the package.
 
-    python tests/make_weights.py RUN [--start MODEL] [--epochs 9] [--share 1.0]
+    python tests/make_weights.py RUN [--start MODEL] [--share 1.0]
 
-Draws patients as they are needed and trains on them, calibrates on others with natural frequencies, and writes the
-shipped files. RUN keeps what is done; an interrupted call goes on. `--start` begins with a trained model instead of
-nothing; the present weights began with those of commit c8c47b1 (`git show c8c47b1:coding_vessels/assets/vessel.keras`).
-An epoch is 501 steps, about six minutes on two cores. `--share 0.01` is a trial with a hundredth of the steps and the patients.
+Draws patients as they are needed: first the closer look learns alone, from squares with an aneurysm and without it, then the
+whole network. Calibrates on others with natural frequencies, and writes the shipped files. RUN keeps what is done; an
+interrupted call goes on. `--start` takes the overview of a trained model instead of random weights. `--share 0.01` is a trial
+with a hundredth of the steps and the patients. Convolutions are computed in bfloat16 where the processor can.
 """
 
 import argparse
+import itertools
 import json
 import os
 import zipfile
@@ -16,15 +17,23 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import keras
 import numpy as np
+import tensorflow as tf
 
-from coding_vessels.batches import Augmentation, phantom_batches
+from coding_vessels import __version__
+from coding_vessels.batches import Augmentation, draw_pairs, phantom_batches, square_batches
+from coding_vessels.engines import SHIPPED, export_model
+from coding_vessels.model import ViewEmbedding, closer_look, load_model, vessel_model
 from coding_vessels.phantom import PRESETS, write_cohort
 from coding_vessels.preprocessing import Preprocessing
+from coding_vessels.studies import read_cohort
+from coding_vessels.training import calibrate, label_loss, look_loss, map_loss, mask_loss, suspicion_loss
 
-PAIRS, USES = 167, 3  # of an epoch: pairs of twins, and how often each is used
-RATE = 1e-3
-CALIBRATION = "varied", 1200, 801  # preset, patients, seed
+ALONE = {"pairs": 2400, "uses": 3, "rate": 2e-3, "epochs": 8}      # for the closer look; `uses` is batches a pair
+WHOLE = {"pairs": 2400, "uses": 2, "rate": 8e-4, "epochs": 12}     # for the network
+CALIBRATION = "varied", 1200, 801                                  # preset, patients, seed
+SQUARE = {"suspicion": suspicion_loss, "mask": mask_loss}
 
 
 def save_small(model, path):
@@ -44,87 +53,129 @@ def positive_weights(population):
     return np.clip(np.sqrt((1 - frequency) / frequency), 1, 10).astype(np.float32)
 
 
-def patients(first, epochs, pairs):
-    """Yield the batches of all epochs from the `first` on; each pair follows from its number."""
+def patients(seed, first, last):
+    """Yield the pairs of twins with the numbers from `first` to `last`; each follows from its number and the seed."""
     frames = Preprocessing(512, field=0.75, contrast=0.8)
-    return phantom_batches(*PRESETS["training"], frames, range(first * pairs, epochs * pairs), 1000, Augmentation(), uses=USES)
+    return draw_pairs(*PRESETS["training"], frames, range(first, last), seed)
+
+
+def optimizer(rate, steps):
+    """Return AdamW with a rate that rises over a twenty-fifth of the steps and falls to zero along a cosine."""
+    warm = steps // 25
+    pace = keras.optimizers.schedules.CosineDecay(rate / 20, steps - warm, warmup_target=rate, warmup_steps=warm)
+    return keras.optimizers.AdamW(pace, clipnorm=1.0)
+
+
+def take_overview(start, model):
+    """Give a network the overview of another one."""
+    embeddings = [next(layer for layer in one.layers if isinstance(layer, ViewEmbedding)) for one in (start, model)]
+    layers = [[one.get_layer(name) for one in (start, model)] for name in ("features", "maps", "readout")]
+    for old, new in [*layers, embeddings]:
+        new.set_weights(old.get_weights())
+
+
+def squares(first, last):
+    """Yield what the closer look learns from."""
+    return square_batches(patients(1001, first, last), 1001, ALONE["uses"])
+
+
+def studies(first, last):
+    """Yield what the network learns from: patients, and beside them squares of the same patients."""
+    pairs, again = itertools.tee(patients(1000, first, last))
+    beside = square_batches(again, 1000 + first, WHOLE["uses"], size=8)
+    for (frames, targets), (square, shown) in zip(phantom_batches(pairs, 1000 + first, Augmentation(), uses=WHOLE["uses"]), beside):
+        answers = {"scores": targets["labels"], "maps": targets["maps"], "looks": targets["maps"]}
+        yield {"frames": frames, "square": square}, answers | shown
+
+
+def stream(batches, model, first, last):
+    """Return batches as a model takes them; a few more than it needs, for pairs without an aneurysm yield no squares."""
+    answers = {name: (None, *shape[1:]) for name, shape in ((name, output.shape) for name, output in model.output.items())}
+    maps = answers.get("maps")
+    answers |= {"scores": (None, 22), "looks": maps} if maps else {}
+    inputs = {one.name: tf.TensorSpec((None, *one.shape[1:]), one.dtype) for one in model.inputs}
+    signature = inputs if len(inputs) > 1 else inputs["square"], {name: tf.TensorSpec(shape) for name, shape in answers.items()}
+    return tf.data.Dataset.from_generator(lambda: batches(first, last + 9), output_signature=signature).prefetch(2)
+
+
+class Keep(keras.callbacks.Callback):
+    """Writes the network and the number of finished epochs of a stage."""
+
+    def __init__(self, network, run, stage):
+        super().__init__()
+        self.network, self.run, self.stage = network, run, stage
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.network.save(self.run / "last.keras")
+        with open(self.run / "history.jsonl", "a") as lines:
+            figures = {name: round(float(value), 4) for name, value in logs.items()}
+            lines.write(json.dumps({"stage": self.stage, "epoch": epoch, **figures}) + "\n")
+        (self.run / f"{self.stage}.json").write_text(str(epoch + 1))
+
+
+def learn(network, trainer, losses, shares, batches, plan, run, stage, share):
+    """Train one stage, or what is left of it."""
+    done = run / f"{stage}.json"
+    first = json.loads(done.read_text()) if done.exists() else 0
+    if first == plan["epochs"]:
+        return
+    each = max(2, round(plan["pairs"] * share / plan["epochs"]))
+    steps = each * plan["uses"]
+    trainer.compile(optimizer(plan["rate"], steps * plan["epochs"]), losses, shares)
+    data = stream(batches, trainer, first * each, plan["epochs"] * each)
+    backup = keras.callbacks.BackupAndRestore(str(run / stage), delete_checkpoint=False)
+    callbacks = [Keep(network, run, stage), backup]
+    trainer.fit(data, steps_per_epoch=steps, epochs=plan["epochs"], callbacks=callbacks, verbose=2)
+
+
+def half_the_bits(on):
+    """Compute convolutions in bfloat16, or no longer."""
+    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": on})
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--start", type=Path)
-    parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--share", type=float, default=1.0)
     args = parser.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)
 
-    import keras
-    import tensorflow as tf
-
-    from coding_vessels import __version__
-    from coding_vessels.engines import SHIPPED, export_model
-    from coding_vessels.model import load_model, vessel_model
-    from coding_vessels.studies import read_cohort
-    from coding_vessels.training import calibrate, label_loss, look_loss, map_loss
-
     keras.utils.set_random_seed(101)
-    model = load_model(args.start) if args.start else vessel_model()
+    half_the_bits(True)
+    model = load_model(args.run / "last.keras") if (args.run / "last.keras").exists() else vessel_model()
+    if args.start and not (args.run / "last.keras").exists():
+        take_overview(load_model(args.start), model)
+    look = closer_look(model)
+    learn(model, look, SQUARE, {"suspicion": 1.0, "mask": 2.0}, squares, ALONE, args.run, "alone", args.share)
     outputs = {"scores": model.get_layer("scores").output, "maps": model.output["maps"], "looks": model.output["looks"]}
-    trainer = keras.Model(model.input, outputs)
-    pairs = max(2, round(PAIRS * args.share))
-    steps = USES * pairs
-    total = steps * args.epochs
-    warm = total // 25
-    pace = keras.optimizers.schedules.CosineDecay(RATE / 20, total - warm, warmup_target=RATE, warmup_steps=warm)
-    losses = {"scores": label_loss(positive_weights(PRESETS["training"][0]), twins=True), "maps": map_loss, "looks": look_loss}
-    trainer.compile(keras.optimizers.AdamW(pace, clipnorm=1.0), losses, {"scores": 1.0, "maps": 0.2, "looks": 2.0})
+    trainer = keras.Model([model.input, look.input], outputs | look(look.input))
+    labels = label_loss(positive_weights(PRESETS["training"][0]), twins=True)
+    losses = {"scores": labels, "maps": map_loss, "looks": look_loss, **SQUARE}
+    shares = {"scores": 1.0, "maps": 0.2, "looks": 2.0, "suspicion": 0.3, "mask": 0.5}
+    learn(model, trainer, losses, shares, studies, WHOLE, args.run, "whole", args.share)
 
-    done = args.run / "done.json"
-    first = json.loads(done.read_text()) if done.exists() else 0
-    cells = model.output["maps"].shape[1:]
-    shapes = tf.TensorSpec((2, *model.input.shape[1:]), tf.uint8), {
-        "scores": tf.TensorSpec((2, 22), tf.float32),
-        "maps": tf.TensorSpec((2, *cells), tf.float32),
-        "looks": tf.TensorSpec((2, *cells), tf.float32),
-    }
-
-    def batches():
-        for frames, targets in patients(first, args.epochs, pairs):
-            yield frames, {"scores": targets["labels"], "maps": targets["maps"], "looks": targets["maps"]}
-
-    class Keep(keras.callbacks.Callback):
-        """Writes the model and the number of finished epochs."""
-
-        def on_epoch_end(self, epoch, logs=None):
-            model.save(args.run / "last.keras")
-            with open(args.run / "history.jsonl", "a") as lines:
-                lines.write(json.dumps({"epoch": epoch, **{k: round(float(v), 4) for k, v in logs.items()}}) + "\n")
-            done.write_text(str(epoch + 1))
-
-    if first < args.epochs:
-        stream = tf.data.Dataset.from_generator(batches, output_signature=shapes).prefetch(2)
-        backup = keras.callbacks.BackupAndRestore(str(args.run / "checkpoint"), delete_checkpoint=False)
-        trainer.fit(stream, steps_per_epoch=steps, epochs=args.epochs, callbacks=[Keep(), backup], verbose=2)
-    model = load_model(args.run / "last.keras")
+    half_the_bits(False)
     # Kernels in half precision: the file is half the size.
     model.set_weights([w.astype(np.float16).astype(w.dtype) if w.ndim > 1 else w for w in model.get_weights()])
     preset, count, seed = CALIBRATION
     folder = args.run / "calibration"
     if not folder.exists():
         write_cohort(folder, max(20, round(count * args.share)), seed, 720, *PRESETS[preset])
-    studies, problems = read_cohort(folder / "groundtruth.csv", folder)
+    cohort, problems = read_cohort(folder / "groundtruth.csv", folder)
     assert not len(problems), problems
-    calibrate(model, studies, cache=args.run / "cache")
+    calibrate(model, cohort, cache=args.run / "cache")
     save_small(model, SHIPPED)
     export_model(SHIPPED)
     lines = [json.loads(line) for line in (args.run / "history.jsonl").read_text().splitlines()]
     record = {
-        "settings": {"start": args.start and args.start.name, "epochs": args.epochs, "pairs": PAIRS, "uses": USES, "learning rate": RATE},
-        "cohorts": {"training": {"preset": "training", "seed": 1000, "patients": 2 * PAIRS * args.epochs},
-                    "valid": {"preset": preset, "patients": count, "seed": seed, "pixels": 720}},
+        "settings": {"start": args.start and args.start.name, "alone": ALONE, "whole": WHOLE},
+        "cohorts": {
+            "training": {"preset": "training", "seeds": [1001, 1000], "patients": 2 * (ALONE["pairs"] + WHOLE["pairs"])},
+            "valid": {"preset": preset, "patients": count, "seed": seed, "pixels": 720},
+        },
         "versions": {"coding_vessels": __version__, "keras": keras.__version__, "numpy": np.__version__},
-        "history": {name: [line[name] for line in lines] for name in lines[0]},
+        "history": {stage: [line for line in lines if line["stage"] == stage] for stage in ("alone", "whole")},
     }
     SHIPPED.with_suffix(".json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     print(f"{SHIPPED}: now run nbs/12_weights.ipynb, which measures it and writes the model card")
