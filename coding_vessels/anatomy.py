@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'FRONTAL', 'LOCATION_NAMES', 'LOCATIONS', 'LABELS', 'COLUMNS', 'MAP', 'MAP_LINES', 'SHOWN', 'MIRROR_VIEWS',
-           'MIRROR_LABELS', 'STRUCTURES', 'MIRRORED', 'READINGS', 'View', 'parse_view', 'views_of', 'mirror_study',
-           'structure_of']
+           'MIRROR_LABELS', 'STRUCTURES', 'MIRRORED', 'READINGS', 'ORDER', 'View', 'parse_view', 'views_of',
+           'mirror_study', 'structure_of']
 
 # %% ../nbs/00_anatomy.ipynb #f45752b9
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -173,3 +174,7 @@ def structure_of(location: str, view: str) -> int:
 MIRRORED = FRONTAL & np.array([view[0] == 'R' for view in VIEWS])     # these views must be flipped to look like left ones
 READINGS = np.array([sorted(np.flatnonzero(row), key=lambda view: VIEWS[view][0] != location[0]) * int(4 // row.sum())
                      for location, row in zip(LOCATIONS, SHOWN)])     # (21, 4): the views of each location, its own side first; two views come twice
+
+# %% ../nbs/00_anatomy.ipynb #3eeb7e96
+ORDER = hashlib.sha256(repr((VIEWS, LABELS, STRUCTURES)).encode()).hexdigest()[:16]      # of views, labels and structures
+

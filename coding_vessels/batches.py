@@ -54,7 +54,7 @@ def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache=No
     if cache is None: return preprocess_study(study, settings)
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in study.frames if path and path.exists()]
     stats.append(study.present.tolist())
-    name = hashlib.sha256(repr((PREPROCESSING_VERSION, stats, sorted(asdict(settings).items()))).encode()).hexdigest()[:32]
+    name = hashlib.sha256(repr((PREPROCESSING_VERSION, stats, sorted(asdict(replace(settings, again=())).items()))).encode()).hexdigest()[:32]
     file = Path(cache) / f'{name}.npy'
     try: return np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError): pass                    # not there yet, or damaged: made anew

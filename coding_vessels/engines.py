@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from joblib import cpu_count
 
-from .anatomy import LABELS, LOCATIONS, VIEWS
+from .anatomy import LABELS, LOCATIONS, ORDER, VIEWS
 from .preprocessing import Preprocessing, preprocess_frame, preprocess_study
 from .studies import Study
 
@@ -116,7 +116,7 @@ def export_model(path, engine: str = 'openvino', precision: str = 'float32', stu
     source = _digest(path) if path.is_file() else ''                    # taken before it is read: a file that changes meanwhile is noticed
     model = load_model(path)
     settings = preprocessing_of(model)
-    facts = json.dumps({'source': source, 'preprocessing': asdict(settings), 'thresholds': thresholds_of(model).tolist(), 'precision': precision})
+    facts = json.dumps({'source': source, 'order': ORDER, 'preprocessing': asdict(settings), 'thresholds': thresholds_of(model).tolist(), 'precision': precision})
     frames, call = tf.TensorSpec((1, len(VIEWS), settings.size, settings.size), tf.uint8, name='frames'), tf.function(lambda frames: model(frames, training=False))
     network = _as_openvino(call, frames) if engine == 'openvino' else _as_onnx(call, frames)
     if precision == 'int8': network = _quantise(network, _examples(settings, studies))
@@ -214,6 +214,7 @@ def _onnx(path: Path) -> Engine:
 
 def _exported(name: str, path: Path, facts: str, answer: Callable) -> Engine:
     facts = json.loads(facts)
+    if facts.get('order', ORDER) != ORDER: raise ValueError('its views, labels or structures stand in another order')
     return Engine(name, path, facts.get('precision', 'float32'), str(facts['source']), Preprocessing(**facts['preprocessing']), np.array(facts['thresholds'], float), answer)
 
 

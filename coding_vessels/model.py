@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers, ops, tree
 
-from .anatomy import LABELS, LOCATIONS, MIRRORED, STRUCTURES, VIEWS
+from .anatomy import LABELS, LOCATIONS, MIRRORED, ORDER, STRUCTURES, VIEWS
 from .attention import LOOKS, CloseUps, LocationReadout, SpatialAttention
 from .preprocessing import Preprocessing
 
@@ -31,10 +31,13 @@ class FrameInput(layers.Layer):
         The fields of `Preprocessing`.
     imagenet : bool
         False: one channel, 0 to 1. True: three equal channels as Keras' ResNet50 expects them.
+    order : str
+        ORDER when the network was made; another one is refused.
     """
 
-    def __init__(self, preprocessing: dict, imagenet: bool = False, **options):
+    def __init__(self, preprocessing: dict, imagenet: bool = False, order: str = ORDER, **options):
         super().__init__(**options)
+        if order != ORDER: raise ValueError('its views, labels or structures stand in another order')
         self.preprocessing, self.imagenet = dict(preprocessing), imagenet
 
     def call(self, frames):
@@ -46,7 +49,7 @@ class FrameInput(layers.Layer):
         return (*shape, 3 if self.imagenet else 1)
 
     def get_config(self):
-        return super().get_config() | {'preprocessing': self.preprocessing, 'imagenet': self.imagenet}
+        return super().get_config() | {'preprocessing': self.preprocessing, 'imagenet': self.imagenet, 'order': ORDER}
 
 
 def preprocessing_of(model) -> Preprocessing:

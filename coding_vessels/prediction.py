@@ -22,8 +22,8 @@ from .preprocessing import Preprocessing, frame_warnings, preprocess_frames, usa
 from .studies import FrameError, Study, read_frame
 
 # %% auto #0
-__all__ = ['attention_map', 'peak_of', 'draw_overlay', 'assess', 'read_twice', 'Reading', 'frame_notes', 'read_study', 'readings',
-           'predict_studies', 'overlay_writer', 'warning_collector', 'apply_threshold']
+__all__ = ['attention_map', 'peak_of', 'draw_overlay', 'assess', 'read_frames', 'Reading', 'frame_notes', 'read_study',
+           'readings', 'predict_studies', 'overlay_writer', 'warning_collector', 'apply_threshold']
 
 # %% ../nbs/09_prediction.ipynb #2274534d
 def attention_map(maps: np.ndarray, location: str, view: str) -> np.ndarray:
@@ -90,8 +90,8 @@ def assess(labels: np.ndarray, present: np.ndarray) -> np.ndarray:
     return np.concatenate([[1 - np.prod(1 - labels[1:][seen])], np.where(seen, labels[1:], np.nan)])
 
 
-def read_twice(engine: Engine, frames: list[np.ndarray]) -> dict:
-    """Return an engine's answer to a study, read as it is and again a tenth larger.
+def read_frames(engine: Engine, frames: list[np.ndarray]) -> dict:
+    """Return an engine's answer to a study, the mean of its readings.
 
     Parameters
     ----------
@@ -102,13 +102,12 @@ def read_twice(engine: Engine, frames: list[np.ndarray]) -> dict:
     Returns
     -------
     dict
-        As `engine.answer` returns it. 'labels' is the mean of both readings, NaN for locations that no view shows; everything
+        As `engine.answer` returns it. 'labels' is the mean of all readings, NaN for locations that no view shows; everything
         else is from the first.
     """
-    zooms = engine.preprocessing, engine.preprocessing.closer()
-    first, second = (engine.answer(preprocess_frames(frames, settings)) for settings in zooms)
+    answers = [engine.answer(preprocess_frames(frames, settings)) for settings in engine.preprocessing.readings()]
     present = np.array([frame is not None for frame in frames])
-    return first | {'labels': (assess(first['labels'], present) + assess(second['labels'], present)) / 2}
+    return answers[0] | {'labels': np.mean([assess(answer['labels'], present) for answer in answers], axis=0)}
 
 # %% ../nbs/09_prediction.ipynb #36b3770d
 @dataclass
@@ -177,7 +176,7 @@ def read_study(engine: Engine, study: Study, threshold=None) -> Reading:
     if not present.any():
         raise FrameError(f'{study.index} has no frame of use ({"; ".join(frame_warnings(next(f for f in frames if f is not None)))}); '
                          'export its angiograms again.')
-    answer = read_twice(engine, given)
+    answer = read_frames(engine, given)
     thresholds = np.broadcast_to(engine.thresholds if threshold is None else threshold, (len(LOCATIONS),))
     return Reading(study, frames, present, answer['labels'].astype(float), thresholds, answer.get('maps'), engine.preprocessing,
                    frame_notes(frames))
@@ -205,7 +204,7 @@ def predict_studies(engine: Engine, studies: list[Study], threshold=None, visit=
     Parameters
     ----------
     engine : Engine
-        As `load_engine` returns it. It reads each study twice, one study at a time, so no result depends on another study, to the last bit.
+        As `load_engine` returns it. It reads one study at a time, so no result depends on another study, to the last bit.
     studies : list of Study
     threshold : float or ndarray, shape (21,), optional
         As in `read_study`.

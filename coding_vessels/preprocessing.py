@@ -81,15 +81,18 @@ class Preprocessing:
     sharpness: float = 2.0
     contrast: float = 1.25     # below 1 lowers it
     zoom: float = 1.0          # above 1 everything is that much larger, about the middle, and the border is lost
+    again: tuple = (1.1,)      # further readings of a study, each that much larger; what counts is the mean of all
 
     def __post_init__(self):
         if not 16 <= self.size <= 4096: raise ValueError(f'size is {self.size} pixels; use 16 to 4096.')
         if self.field is not None and not 0.1 <= self.field <= 1: raise ValueError(f'field is {self.field}; use 0.1 to 1, or None for the whole frame.')
-        if not 1 <= self.zoom <= 2: raise ValueError(f'zoom is {self.zoom}; use 1 to 2.')
+        object.__setattr__(self, 'again', tuple(self.again))         # a list, where it was read from a file
+        for zoom in (self.zoom, *(self.zoom * larger for larger in self.again)):
+            if not 1 <= zoom <= 2: raise ValueError(f'zoom is {zoom}; use 1 to 2.')
 
-    def closer(self) -> Preprocessing:
-        "Return the settings of a second look, in which everything is a tenth larger, twofold at most."
-        return replace(self, zoom=min(1.1 * self.zoom, 2))
+    def readings(self) -> list[Preprocessing]:
+        "Return the settings of each reading of a study, the plain one first."
+        return [replace(self, zoom=self.zoom * larger, again=()) for larger in (1.0, *self.again)]
 
     def span(self, width: int, height: int) -> float:
         "Return how many pixels of a frame of that size the square's side covers."

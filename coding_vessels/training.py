@@ -240,7 +240,7 @@ def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarr
 
 # %% ../nbs/07_training.ipynb #59b64288
 def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cache=None) -> keras.Model:
-    "Return the model with slopes, offsets and thresholds fitted on labelled studies, each read twice as in prediction; they are set in place."
+    "Return the model with slopes, offsets and thresholds fitted on labelled studies, each read as in prediction; they are set in place."
     if not any(layer.name == 'calibration' for layer in model.layers): return model                  # the report's network as written has none
     scorer, settings = keras.Model(model.input, model.get_layer('scores').output), preprocessing_of(model)
 
@@ -248,8 +248,8 @@ def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cac
         parts = ((np.asarray(scorer.predict_on_batch(frames)), targets['labels'].numpy()) for frames, targets in study_batches(studies, settings, batch_size, cache=cache))
         return [np.concatenate(part) for part in zip(*parts)]
 
-    (first, labels), (second, _) = read(settings), read(settings.closer())
-    scores = np.stack([first, second]).astype(float)
+    each, (labels, *_) = zip(*map(read, settings.readings()))
+    scores = np.stack(each).astype(float)
     layer, (slope, offset) = model.get_layer('calibration'), fit_calibration(scores, labels)
     thresholds = choose_thresholds(expit(slope * scores + offset).mean(axis=0), labels[:, 1:] == 1)
     for weight, value in ((layer.slope, slope), (layer.offset, offset), (layer.threshold, thresholds)): weight.assign(value)
