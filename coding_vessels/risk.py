@@ -24,8 +24,9 @@ __all__ = ['SITES', 'PHASES', 'ELAPSS', 'NOTICE', 'Patient', 'Finding', 'ScoreTa
 # %% ../nbs/09b_risk.ipynb #baf40626
 _YES = {'yes': True, '1': True, 'no': False, '0': False}
 _POPULATIONS = ('north america', 'europe', 'finland', 'japan', 'china', 'other')
-_WORDS = {'sex': {'female': 'female', 'f': 'female', 'male': 'male', 'm': 'male'}, 'hypertension': _YES, 'earlier_sah': _YES,
-          'population': dict(zip(_POPULATIONS, _POPULATIONS)), 'smoking': _YES}
+_SEXES = {'female': 'female', 'f': 'female', 'male': 'male', 'm': 'male'}
+_WORDS = {'sex': _SEXES, 'hypertension': _YES, 'earlier_sah': _YES, 'smoking': _YES,
+          'population': {name: name for name in _POPULATIONS}}
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,16 @@ class Patient:
     sex: str | None = None              # 'female' or 'male'
     hypertension: bool | None = None
     earlier_sah: bool | None = None     # subarachnoid haemorrhage from another aneurysm
-    population: str | None = None       # 'north america', 'europe' without Finland, 'finland', 'japan', 'china', 'other'
+    population: str | None = None       # north america, europe (not Finland), finland, japan, china, other
     smoking: bool | None = None
 
     def __post_init__(self):
-        if self.age is not None and not 0 <= self.age <= 120: raise ValueError(f'age is {self.age}; write full years from 0 to 120.')
+        if self.age is not None and not 0 <= self.age <= 120:
+            raise ValueError(f'age is {self.age}; write full years from 0 to 120.')
         for name, words in _WORDS.items():
-            value = getattr(self, name)
-            if value is not None and value not in words.values():
-                raise ValueError(f"{name} is '{value}'; use one of {', '.join(map(str, dict.fromkeys(words.values())))}, or None.")
+            value, allowed = getattr(self, name), list(dict.fromkeys(words.values()))
+            if value is not None and value not in allowed:
+                raise ValueError(f"{name} is '{value}'; use one of {', '.join(map(str, allowed))}, or None.")
 
 # %% ../nbs/09b_risk.ipynb #97640587
 SITES = {'ICA': 'ICA', 'AntChor': 'ICA', 'MCA': 'MCA', 'ACA': 'ACA', 'ACOM': 'ACA', 'PCOM': 'PCom',
@@ -52,7 +54,7 @@ SITES = {'ICA': 'ICA', 'AntChor': 'ICA', 'MCA': 'MCA', 'ACA': 'ACA', 'ACOM': 'AC
 
 @dataclass(frozen=True)
 class Finding:
-    "One aneurysm, by what is known of it; None is unknown. Raises ValueError for a place or a size that cannot be."
+    "What is known of one aneurysm; None is unknown. Raises ValueError for a place or a size that cannot be."
     location: str | None = None     # one of LOCATIONS
     size: float | None = None       # largest diameter in mm, 1 to 100
     irregular: bool | None = None   # lobes, daughter sacs: ELAPSS counts them
@@ -72,10 +74,10 @@ class Finding:
 # %% ../nbs/09b_risk.ipynb #d101cf1e
 @dataclass(frozen=True)
 class ScoreTable:
-    "A published score: points by factor and value, risks in percent by name and lowest total, and whom it was made from."
-    points: dict[str, dict]
-    risks: dict[str, dict[int, float]]
-    cohort: str
+    "A published score."
+    points: dict[str, dict]                 # by factor and value
+    risks: dict[str, dict[int, float]]      # percent, by name and lowest total
+    cohort: str                             # whom it was made from
 
 
 PHASES = ScoreTable({
@@ -85,7 +87,8 @@ PHASES = ScoreTable({
     'size': {1: 0, 7: 3, 10: 6, 20: 10},
     'earlier SAH': {False: 0, True: 1},
     'site': {'ICA': 0, 'MCA': 2, 'ACA': 4, 'PCom': 4, 'posterior': 4}},
-    {'rupture in 5 years': {0: 0.4, 3: 0.7, 4: 0.9, 5: 1.3, 6: 1.7, 7: 2.4, 8: 3.2, 9: 4.3, 10: 5.3, 11: 7.2, 12: 17.8}},
+    {'rupture in 5 years': {0: 0.4, 3: 0.7, 4: 0.9, 5: 1.3, 6: 1.7, 7: 2.4, 8: 3.2, 9: 4.3, 10: 5.3, 11: 7.2,
+                            12: 17.8}},
     'Greving 2014: 8,382 patients of six cohorts in North America, Europe and Japan')
 
 ELAPSS = ScoreTable({
@@ -106,11 +109,12 @@ def _step(rows: dict, value):
 
 
 def _points(rows: dict, value) -> tuple[int, int]:
-    "Return the lowest and the highest points that a value can have; they differ where it is unknown, or has no row."
-    if value is None or isinstance(value, str) and value not in rows: return min(rows.values()), max(rows.values())
-    return (rows[value] if isinstance(value, str) else _step(rows, value),) * 2
+    "Return the lowest and the highest points of a value; they differ where it is unknown, or has no row."
+    word = isinstance(value, str)
+    if value is None or word and value not in rows: return min(rows.values()), max(rows.values())
+    return (rows[value] if word else _step(rows, value),) * 2
 
-
+# %% ../nbs/09b_risk.ipynb #eb5e03d1
 @dataclass(frozen=True)
 class Score:
     "What one aneurysm scores. Every pair is the lowest and the highest that the known facts allow."
@@ -129,7 +133,7 @@ def _score(table: ScoreTable, values: dict) -> Score:
     missing = tuple(factor for factor, (low, high) in points.items() if low < high)
     return Score(points, total, risks, missing, table.cohort)
 
-# %% ../nbs/09b_risk.ipynb #75c645a7
+# %% ../nbs/09b_risk.ipynb #a45c00dd
 def phases(patient: Patient, location: str | None = None, size: float | None = None) -> Score:
     """Return what an unruptured aneurysm scores by PHASES, with its risk of rupture in five years.
 
@@ -152,13 +156,14 @@ def phases(patient: Patient, location: str | None = None, size: float | None = N
     ValueError
         If `location` is none of the 21, or `size` is impossible.
     """
-    finding = Finding(location, size)
-    return _score(PHASES, {'population': patient.population, 'hypertension': patient.hypertension, 'age': patient.age,
-                           'size': size, 'earlier SAH': patient.earlier_sah, 'site': finding.site})
+    facts = {'population': patient.population, 'hypertension': patient.hypertension, 'age': patient.age}
+    facts |= {'size': size, 'earlier SAH': patient.earlier_sah, 'site': Finding(location, size).site}
+    return _score(PHASES, facts)
 
-# %% ../nbs/09b_risk.ipynb #eb5e03d1
-def elapss(patient: Patient, location: str | None = None, size: float | None = None, irregular: bool | None = None) -> Score:
-    """Return what an unruptured aneurysm scores by ELAPSS, with its risks of growth in three and in five years.
+# %% ../nbs/09b_risk.ipynb #4e4e9a56
+def elapss(patient: Patient, location: str | None = None, size: float | None = None,
+           irregular: bool | None = None) -> Score:
+    """Return what an unruptured aneurysm scores by ELAPSS, with its risks of growth in three and five years.
 
     Parameters
     ----------
@@ -179,20 +184,21 @@ def elapss(patient: Patient, location: str | None = None, size: float | None = N
     ValueError
         If `location` is none of the 21, or `size` is impossible.
     """
-    finding = Finding(location, size, irregular)
-    return _score(ELAPSS, {'earlier SAH': patient.earlier_sah, 'site': finding.site, 'age': patient.age,
-                           'population': patient.population, 'size': size, 'shape': irregular})
+    facts = {'earlier SAH': patient.earlier_sah, 'site': Finding(location, size).site, 'age': patient.age}
+    facts |= {'population': patient.population, 'size': size, 'shape': irregular}
+    return _score(ELAPSS, facts)
 
-# %% ../nbs/09b_risk.ipynb #212522eb
+# %% ../nbs/09b_risk.ipynb #3df8209c
 def _rows(csv, columns: list[str], known):
     "Yield line, canonical index and row of a table; raise for a column, or a patient, that is not known."
-    table = read_table(csv)
+    table, remedy = read_table(csv), 'remove the row, or predict the patient'
     for name in table.columns.difference(['Index', *columns]):
-        raise ValueError(f"{csv}, line 1: the column '{name}' is unknown; remove it, or use one of {', '.join(columns)}.")
+        names = ', '.join(columns)
+        raise ValueError(f"{csv}, line 1: the column '{name}' is unknown; remove it, or use one of {names}.")
     for line, row in table.iterrows():
         index = canonical_index(row['Index'])
         if known is not None and index not in known:
-            raise ValueError(f"{csv}, line {line}: patient '{index}' is not in the prediction; remove the row, or predict the patient.")
+            raise ValueError(f"{csv}, line {line}: patient '{index}' is not in the prediction; {remedy}.")
         yield line, index, row
 
 
@@ -201,19 +207,20 @@ def _value(name: str, text: str):
     if not text: return None
     if name in ('age', 'size_mm'):
         try: return int(float(text)) if name == 'age' else float(text)
-        except (ValueError, OverflowError): raise ValueError(f"{name} is '{text}'; write a number, or leave it empty.") from None
+        except (ValueError, OverflowError): pass
+        raise ValueError(f"{name} is '{text}'; write a number, or leave it empty.")
     words = _WORDS.get(name, _YES)
-    if text.lower() not in words: raise ValueError(f"{name} is '{text}'; write {', '.join(words)}, or leave it empty.")
-    return words[text.lower()]
+    if text.lower() in words: return words[text.lower()]
+    raise ValueError(f"{name} is '{text}'; write {', '.join(words)}, or leave it empty.")
 
-# %% ../nbs/09b_risk.ipynb #fd4ec5f3
+# %% ../nbs/09b_risk.ipynb #4d8ba1ce
 def read_patients(csv, known=None) -> dict[str, Patient]:
     """Return the patients of a table of histories.
 
     Parameters
     ----------
     csv : str or Path
-        With the column Index and any of age, sex, hypertension, earlier_sah, population, smoking; a value may be empty.
+        With the column Index and any field of `Patient`; a value may be empty.
     known : collection of str, optional
         The canonical indices that may stand in it; by default any.
 
@@ -231,22 +238,25 @@ def read_patients(csv, known=None) -> dict[str, Patient]:
     """
     columns, patients = [*Patient.__dataclass_fields__], {}
     for line, index, row in _rows(csv, columns, known):
-        if index in patients: raise ValueError(f'{csv}, line {line}: patient {index} stands there a second time; keep one of the rows.')
+        if index in patients:
+            raise ValueError(f'{csv}, line {line}: patient {index} stands there twice; keep one of the rows.')
         try: patients[index] = Patient(**{name: _value(name, row[name]) for name in columns if name in row})
         except ValueError as error: raise ValueError(f'{csv}, line {line}: {error}') from None
     return patients
 
-# %% ../nbs/09b_risk.ipynb #fe188b8b
+# %% ../nbs/09b_risk.ipynb #0d2905de
 def _finding(row: pd.Series, flagged: list[str]) -> Finding:
-    "Return what a row of a reader's table says; the location `none` becomes None, an empty one the flagged one."
+    "Return what a row of a reader's table says; 'none' becomes no location, an empty one the flagged one."
     place, reason = row.get('location', ''), row.get('reason', '')
-    size, irregular = _value('size_mm', row.get('size_mm', '')), _value('irregular', row.get('irregular', ''))
+    size, irregular = (_value(name, row.get(name, '')) for name in ('size_mm', 'irregular'))
     if not reason: raise ValueError('the reason is empty; write why, for example "measured on 3D".')
-    if place == 'none' and (size, irregular) != (None, None): raise ValueError("'none' has a size or a shape; write the location, or remove them.")
-    if not place and len(flagged) != 1: raise ValueError(f'the location is empty, and {len(flagged)} places are flagged; write which.')
+    if place == 'none' and (size, irregular) != (None, None):
+        raise ValueError("'none' has a size or a shape; write the location, or remove them.")
+    if not place and len(flagged) != 1:
+        raise ValueError(f'the location is empty, and {len(flagged)} places are flagged; write which.')
     return Finding(None if place == 'none' else place or flagged[0], size, irregular, reason)
 
-
+# %% ../nbs/09b_risk.ipynb #f9bbf104
 def read_reader(csv, flagged: dict[str, list[str]]) -> dict[str, list[Finding]]:
     """Return what a reader found.
 
@@ -260,7 +270,7 @@ def read_reader(csv, flagged: dict[str, list[str]]) -> dict[str, list[Finding]]:
     Returns
     -------
     dict
-        Canonical index -> findings, in the order of the table; their location is None where there is no aneurysm.
+        Canonical index -> findings, in the order of the table; one without a location says: no aneurysm.
 
     Raises
     ------
@@ -272,10 +282,10 @@ def read_reader(csv, flagged: dict[str, list[str]]) -> dict[str, list[Finding]]:
         try: found.setdefault(index, []).append(_finding(row, flagged[index]))
         except ValueError as error: raise ValueError(f'{csv}, line {line}: {error}') from None
         if len(found[index]) > 1 and None in [finding.location for finding in found[index]]:
-            raise ValueError(f"{csv}, line {line}: patient {index} has 'none' and another row; keep one of them.")
+            raise ValueError(f"{csv}, line {line}: patient {index} has 'none' and another row; keep one.")
     return found
 
-# %% ../nbs/09b_risk.ipynb #f9bbf104
+# %% ../nbs/09b_risk.ipynb #a0c51b36
 NOTICE = 'Not a medical device: an aid to reading, for research only, and no advice.'
 
 
@@ -290,26 +300,27 @@ def _columns(name: str, score: Score) -> dict:
     risks = {f'{name} {risk}, %': _span(ends) for risk, ends in score.risks.items()}
     return {name: _span(score.total), f'{name} points': points, **risks, f'{name} cohort': score.cohort}
 
-
+# %% ../nbs/09b_risk.ipynb #7eb29cb0
 def _place(patient: Patient, finding: Finding, chance: float) -> dict:
     "Return what is said of one place: the finding, its urgency, its scores, what they lack."
-    by = {'found by': 'reader' if finding.reason else 'network' if finding.location else ''}
-    told = {'location': finding.location, 'probability': chance} | by | {
-        'size_mm': finding.size, 'irregular': finding.irregular, 'reason': finding.reason}
+    found_by = 'reader' if finding.reason else 'network' if finding.location else ''
+    told = {'location': finding.location, 'probability': chance, 'found by': found_by,
+            'size_mm': finding.size, 'irregular': finding.irregular, 'reason': finding.reason}
     if finding.location is None: return told
     scores = {'PHASES': phases(patient, finding.location, finding.size),
               'ELAPSS': elapss(patient, finding.location, finding.size, finding.irregular)}
-    lacking = '; '.join(f'{name}: {", ".join(score.missing)}' for name, score in scores.items() if score.missing)
+    for name, score in scores.items(): told |= _columns(name, score)
+    lacking = [f'{name}: {", ".join(score.missing)}' for name, score in scores.items() if score.missing]
     urgency = chance * scores['PHASES'].risks['rupture in 5 years'][1]
-    columns = {key: text for name, score in scores.items() for key, text in _columns(name, score).items()}
-    return told | {'urgency': urgency} | columns | {'missing': lacking}
+    return told | {'urgency': urgency, 'highest': scores['PHASES'].total[1], 'missing': '; '.join(lacking)}
 
-# %% ../nbs/09b_risk.ipynb #b294ec84
+# %% ../nbs/09b_risk.ipynb #64f5373b
 def _read_folder(folder) -> tuple[dict[str, str], pd.DataFrame, pd.DataFrame, str]:
     "Return the indices as written, flags, probabilities and notice of a folder that `predict` wrote."
     files = [Path(folder) / name for name in ('output.csv', 'probabilities.csv')]
     for file in files:
-        if not file.is_file(): raise FileNotFoundError(f'{file} does not exist; give the folder of a finished `predict`.')
+        if not file.is_file():
+            raise FileNotFoundError(f'{file} does not exist; give the folder of a finished `predict`.')
     flags, probabilities = read_prediction(*files)
     try: model = json.loads((Path(folder) / 'prediction.json').read_text(encoding='utf-8'))['model']
     except (OSError, ValueError, KeyError, TypeError): model = ''
@@ -318,21 +329,25 @@ def _read_folder(folder) -> tuple[dict[str, str], pd.DataFrame, pd.DataFrame, st
     return dict(zip(flags.index, read_table(files[0])['Index'])), flags, probabilities, notice
 
 # %% ../nbs/09b_risk.ipynb #b7d21c40
-_COLUMNS = ['rank', 'Index', 'Aneurysm', 'location', 'probability', 'found by', 'urgency', *(
-    f'{name}{end}' for name, table in (('PHASES', PHASES), ('ELAPSS', ELAPSS))
-    for end in ('', *(f' {risk}, %' for risk in table.risks), ' points')), 'missing', 'not assessed', 'size_mm', 'irregular', 'reason',
-    *Patient.__dataclass_fields__, 'PHASES cohort', 'ELAPSS cohort', 'notice']
+_OF_SCORES = [f'{name}{end}' for name, table in (('PHASES', PHASES), ('ELAPSS', ELAPSS))
+              for end in ('', *(f' {risk}, %' for risk in table.risks), ' points', ' cohort')]
+_COLUMNS = ['rank', 'Index', 'Aneurysm', 'location', 'probability', 'found by', 'urgency', *_OF_SCORES,
+            'missing', 'not assessed', 'size_mm', 'irregular', 'reason', *Patient.__dataclass_fields__,
+            'notice']
+_YES_NO = ['irregular', *(name for name, words in _WORDS.items() if words is _YES)]
 
 
 def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
     "Return the places in the order of urgency, a patient's together, with the patient's rank."
-    patient = rows.reindex(columns=_COLUMNS).groupby('Index', sort=False)
-    rows = rows.reindex(columns=_COLUMNS).assign(most=patient.urgency.transform('max'), chance=patient.probability.transform('max'),
-                                                 number=patient.ngroup())
-    rows = rows.sort_values(['most', 'chance', 'number', 'urgency'], ascending=[False, False, True, False], kind='stable')
-    return rows.assign(rank=1 + pd.factorize(rows.number)[0]).reset_index(drop=True)[_COLUMNS]
+    rows = rows.reindex(columns=[*_COLUMNS, 'highest'])
+    keys = ['urgency', 'highest', 'probability']
+    best = rows.groupby('Index', sort=False)[keys].transform('max').add_prefix('best ')
+    rows = rows.join(best).sort_values([*best, 'Index', *keys], ascending=[False] * 3 + [True] + [False] * 3)
+    words = {name: rows[name].map({True: 'yes', False: 'no'}) for name in _YES_NO}
+    rows = rows.assign(rank=1 + pd.factorize(rows.Index)[0], **words).astype({'age': 'Int64'})
+    return rows.round({'urgency': 4}).reset_index(drop=True)[_COLUMNS]
 
-# %% ../nbs/09b_risk.ipynb #bea3602b
+# %% ../nbs/09b_risk.ipynb #44084534
 def triage(folder, patients, findings=None) -> pd.DataFrame:
     """Return the patients of a prediction, most urgent first, with clinical scores of every place.
 
@@ -348,8 +363,8 @@ def triage(folder, patients, findings=None) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a place, a patient's rows together, and one for a patient without a place. `urgency` is in percent and
-        empty without a place. Ranges are text, such as '4 to 14'.
+        One row a place, a patient's rows together, and one for a patient without a place. `urgency` is in
+        percent and empty without a place. Ranges are text, such as '4 to 14'.
 
     Raises
     ------
@@ -363,19 +378,25 @@ def triage(folder, patients, findings=None) -> pd.DataFrame:
     rows = []
     for index, row in probabilities.iterrows():
         patient = histories.get(index, Patient())
-        unseen = ', '.join(name for name in LOCATIONS if np.isnan(row[name]))
+        told = {'Index': names[index], 'Aneurysm': row['Aneurysm'], 'notice': notice, **asdict(patient)}
+        told['not assessed'] = ', '.join(name for name in LOCATIONS if np.isnan(row[name]))
         for finding in found.get(index) or [Finding(name) for name in flagged[index] or [None]]:
-            chance = float(finding.location is not None) if finding.reason else row[finding.location or 'Aneurysm']
-            place = _place(patient, finding, chance)
-            rows.append({'Index': names[index], 'Aneurysm': row['Aneurysm']} | place | asdict(patient) | {'not assessed': unseen, 'notice': notice})
+            chance = row[finding.location or 'Aneurysm']
+            if finding.reason: chance = float(finding.location is not None)
+            rows.append(told | _place(patient, finding, chance))
     return _sorted(pd.DataFrame(rows))
 
-# %% ../nbs/09b_risk.ipynb #b7c5d72d
+# %% ../nbs/09b_risk.ipynb #8f065621
+_SHORT = ['rank', 'Index', 'location', 'found by', 'probability', 'urgency', 'PHASES',
+          'PHASES rupture in 5 years, %', 'ELAPSS', 'ELAPSS growth in 5 years, %', 'missing']
+
+
 def describe_order(order: pd.DataFrame, most: int = 20) -> str:
     "Return the first places of `triage` as text, with the rule of the order and the notice."
-    short = ['rank', 'Index', 'location', 'found by', 'probability', 'urgency', 'PHASES', 'PHASES rupture in 5 years, %', 'ELAPSS',
-             'ELAPSS growth in 5 years, %', 'missing']
-    head = order[short].head(most).fillna('').to_string(index=False, formatters={name: lambda x: x if x == '' else f'{x:.2f}' for name in ('probability', 'urgency')})
+    two = lambda x: x if x == '' else f'{x:.2f}'
+    short = order[_SHORT].head(most).fillna('')
+    text = short.to_string(index=False, formatters={'probability': two, 'urgency': two})
     rest = f'... and {len(order) - most} more rows\n' if len(order) > most else ''
-    return (f'{head}\n{rest}Order: patients with a place first, by its probability (1 where a reader found it) times the highest rupture risk '
-            f'that PHASES allows;\nthen the others by probability.\n{order.notice.iloc[0]}')
+    rule = ('Order: patients with a place first, by its probability (1 where a reader found it)\n'
+            'times the highest rupture risk that PHASES allows; then the others by probability.')
+    return f'{text}\n{rest}{rule}\n{order.notice.iloc[0]}'
