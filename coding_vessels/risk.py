@@ -394,7 +394,7 @@ _SHORT = ['rank', 'Index', 'location', 'found by', 'probability', 'urgency', 'PH
 def describe_order(order: pd.DataFrame, most: int = 20) -> str:
     "Return the first places of `triage` as text, with the rule of the order and the notice."
     two = lambda x: x if x == '' else f'{x:.2f}'
-    short = order[_SHORT].head(most).fillna('')
+    short = order[_SHORT].head(most).astype(object).fillna('')
     text = short.to_string(index=False, formatters={'probability': two, 'urgency': two})
     rest = f'... and {len(order) - most} more rows\n' if len(order) > most else ''
     rule = ('Order: patients with a place first, by its probability (1 where a reader found it)\n'
