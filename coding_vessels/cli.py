@@ -15,7 +15,7 @@ from . import __version__
 
 # %% auto #0
 __all__ = ['NOT_A_MEDICAL_DEVICE', 'SIMULATED_ONLY', 'simulate', 'check', 'project', 'import_dicom', 'train', 'export', 'predict',
-           'evaluate', 'demo', 'main']
+           'evaluate', 'demo', 'triage', 'main']
 
 # %% ../nbs/11_cli.ipynb #cd32a499
 NOT_A_MEDICAL_DEVICE = 'Not a medical device: for research only, not for diagnosis or treatment.'
@@ -288,6 +288,21 @@ def demo(args) -> int:
     print(f'These patients are simulated, like those that the weights were trained on. Everything is in {out}/; open {out}/report.html.')
     return 0
 
+# %% ../nbs/11_cli.ipynb #5e02a9d4
+def triage(args) -> int:
+    "List the patients of a prediction, most urgent first, with clinical scores (PHASES, ELAPSS)."
+    from coding_vessels import risk
+    from coding_vessels.studies import write_csvs
+    folder = Path(args.folder)
+    out, errors = Path(args.out or folder / 'triage.csv'), folder / 'errors.csv'
+    inputs = [folder / 'output.csv', folder / 'probabilities.csv', errors, args.patients, args.findings]
+    _check_outputs([out], None, inputs, args.overwrite)
+    order = risk.triage(folder, args.patients, args.findings)
+    write_csvs({out: order})
+    print(f'{risk.describe_order(order)}\n{order.Index.nunique()} patients: {out}')
+    if errors.exists(): print(f'patients whom `predict` left out are not in the list: {errors}', file=sys.stderr)
+    return 3 if errors.exists() else 0
+
 # %% ../nbs/11_cli.ipynb #3e3ab64d
 def _parser() -> argparse.ArgumentParser:
     "Return the parser of all verbs."
@@ -333,6 +348,10 @@ def _parser() -> argparse.ArgumentParser:
          ('--overlays', dict(help='folder for pictures of where the network looked')),
          ('--require-all', dict(action='store_true', help='leave out studies that lack one of the eight views')), ('--report', dict(help='an HTML page to read')),
          ('--truth', dict(help='true labels for the page: its scores are shown')), ('--overwrite', dict(action='store_true')))
+    verb(triage, ('folder', dict(help='where `predict` wrote output.csv and probabilities.csv')),
+         ('--patients', dict(required=True, help='CSV: Index, and any of age, sex, hypertension, earlier_sah, population, smoking')),
+         ('--findings', dict(help='CSV of what a reader found: Index, reason, and any of location, size_mm, irregular; replaces what was flagged')),
+         ('--out', dict(help='the list (default: triage.csv in the folder)')), ('--overwrite', dict(action='store_true')))
     verb(evaluate, ('--truth', dict(required=True, help='groundtruth.csv')), ('--output', dict(required=True, help='output.csv')),
          ('--probabilities', dict(help='probabilities of the locations (default: probabilities.csv beside the output, if it is there)')),
          ('--compare', dict(help='another output.csv for the same patients')), ('--groups', dict(help='CSV with Index and a column for each division of the patients, such as scanner')),

@@ -191,6 +191,41 @@ def test_evaluate_gives_the_official_figures(command, tmp_path):
     assert done.returncode == 1 and "lacks the columns BA" in done.stderr
 
 
+def test_triage_lists_the_most_urgent_first(command, tmp_path):
+    """A finished prediction, histories and a reader's findings become a sorted list; mistakes give one sentence and no file."""
+    from coding_vessels.anatomy import COLUMNS
+
+    risk = pd.DataFrame(0.01, index=range(3), columns=COLUMNS).assign(Index=["0001", "0002", "0003"], L_MCA=[0.4, 0.9, 0.1])
+    risk["Aneurysm"] = risk.L_MCA
+    risk.to_csv(tmp_path / "probabilities.csv", index=False)
+    places = {name: (risk[name] >= 0.3).astype(int) for name in COLUMNS[2:]}
+    risk.assign(**places).to_csv(tmp_path / "output.csv", index=False)
+    (tmp_path / "patients.csv").write_text("Index,age,hypertension,earlier_sah,population\n1,75,yes,yes,finland\n2,50,no,no,europe\n")
+    (tmp_path / "findings.csv").write_text("Index,size_mm,reason\n1,12,measured on 3D\n2,4,measured on 3D\n")
+    words = ["triage", tmp_path, "--patients", tmp_path / "patients.csv"]
+    done = command(*words, "--findings", tmp_path / "findings.csv")
+    assert done.returncode == 0, done.stderr
+    assert "Not a medical device" in done.stdout and "Order: patients with a place first" in done.stdout
+    table = pd.read_csv(tmp_path / "triage.csv", dtype=str)
+    assert table.Index.tolist() == ["0001", "0002", "0003"] and table.notice.str.startswith("Not a medical device").all()
+    assert table.PHASES.tolist()[:2] == ["16", "2"] and table["PHASES rupture in 5 years, %"].tolist()[:2] == ["17.8", "0.4"]
+    assert table.reason.tolist()[:2] == ["measured on 3D"] * 2 and table.ELAPSS.tolist()[:2] == ["35 to 39", "8 to 12"]
+    assert "add --overwrite" in command(*words).stderr
+    assert command(*words, "--overwrite").returncode == 0  # without the reader: the surer place first, sizes open
+    table = pd.read_csv(tmp_path / "triage.csv", dtype=str)
+    assert table.Index.tolist() == ["0002", "0001", "0003"] and table.PHASES.tolist()[0] == "2 to 12"
+    before = (tmp_path / "triage.csv").read_bytes()
+    (tmp_path / "patients.csv").write_text("Index,age\n1,75\n7,50\n")
+    done = command(*words, "--overwrite")
+    assert done.returncode == 1 and "patients.csv, line 3: patient '7' is not in the prediction" in done.stderr
+    assert (tmp_path / "triage.csv").read_bytes() == before
+    assert "or is an input" in command(*words, "--out", tmp_path / "patients.csv", "--overwrite").stderr
+    (tmp_path / "patients.csv").write_text("Index,age\n1,75\n")
+    (tmp_path / "errors.csv").write_text("Index,error\n0004,cut\n")
+    done = command(*words, "--overwrite")
+    assert done.returncode == 3 and "errors.csv" in done.stderr
+
+
 def test_demo_cohort_in_data(command):
     done = command("check", "--csv", ROOT / "data/demo/groundtruth.csv", "--images", ROOT / "data/demo")
     assert done.returncode == 0 and "5 usable studies, 0 problems" in done.stdout
