@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'FRONTAL', 'LOCATION_NAMES', 'LOCATIONS', 'LABELS', 'COLUMNS', 'MAP', 'MAP_LINES', 'SHOWN', 'MIRROR_VIEWS',
-           'MIRROR_LABELS', 'STRUCTURES', 'MIRRORED', 'READINGS', 'ORDER', 'View', 'parse_view', 'views_of',
+           'MIRROR_LABELS', 'STRUCTURES', 'MIRRORED', 'READINGS', 'LOOKS', 'ORDER', 'View', 'parse_view', 'views_of',
            'mirror_study', 'structure_of']
 
 # %% ../nbs/00_anatomy.ipynb #f45752b9
@@ -174,6 +174,11 @@ def structure_of(location: str, view: str) -> int:
 MIRRORED = FRONTAL & np.array([view[0] == 'R' for view in VIEWS])     # these views must be flipped to look like left ones
 READINGS = np.array([sorted(np.flatnonzero(row), key=lambda view: VIEWS[view][0] != location[0]) * int(4 // row.sum())
                      for location, row in zip(LOCATIONS, SHOWN)])     # (21, 4): the views of each location, its own side first; two views come twice
+
+# %% ../nbs/00_anatomy.ipynb #95d09b62
+_SHOWN_PLACES = {(VIEWS.index(view), structure_of(location, view)) for location in LOCATIONS for view in views_of(location)}
+LOOKS = np.array(sorted(_SHOWN_PLACES))      # (52, 2): view, structure
+
 
 # %% ../nbs/00_anatomy.ipynb #3eeb7e96
 ORDER = hashlib.sha256(repr((VIEWS, LABELS, STRUCTURES)).encode()).hexdigest()[:16]      # of views, labels and structures

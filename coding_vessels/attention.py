@@ -9,10 +9,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from .anatomy import LOCATIONS, READINGS, STRUCTURES, VIEWS, structure_of, views_of
+from .anatomy import LOCATIONS, LOOKS, READINGS, STRUCTURES, VIEWS, structure_of, views_of
 
 # %% auto #0
-__all__ = ['LOOKS', 'LOOK', 'SpatialAttention', 'look_maps', 'CloseUps', 'LocationReadout']
+__all__ = ['LOOK', 'SpatialAttention', 'look_maps', 'CloseUps', 'LocationReadout']
 
 # %% ../nbs/05_attention.ipynb #fc195743
 @keras.saving.register_keras_serializable(package='coding_vessels')
@@ -37,7 +37,6 @@ class SpatialAttention(keras.layers.Layer):
         return input_shape
 
 # %% ../nbs/05_attention.ipynb #3ea6cb04
-LOOKS = np.array(sorted({(VIEWS.index(view), structure_of(location, view)) for location in LOCATIONS for view in views_of(location)}))  # (52, 2): view, structure
 LOOK = 64                                                    # side of a closer look, in pixels of a preprocessed frame
 _LOOKED = LOOKS @ (len(STRUCTURES), 1)                       # their places among all 8 x 13 maps
 

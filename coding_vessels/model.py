@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from keras import layers, ops, tree
 
-from .anatomy import LABELS, LOCATIONS, MIRRORED, ORDER, STRUCTURES, VIEWS
-from .attention import LOOKS, CloseUps, LocationReadout, SpatialAttention
+from .anatomy import LABELS, LOCATIONS, LOOKS, MIRRORED, ORDER, STRUCTURES, VIEWS
+from .attention import CloseUps, LocationReadout, SpatialAttention
 from .preprocessing import Preprocessing
 
 # %% auto #0
