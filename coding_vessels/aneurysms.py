@@ -14,7 +14,7 @@ from .anatomy import LOCATIONS
 from .arteries import Population, Vessel, beside
 
 # %% auto #0
-__all__ = ['SITES', 'draw_locations', 'Aneurysm', 'towards', 'ellipsoid', 'draw_dome', 'draw_aneurysm']
+__all__ = ['draw_locations', 'Aneurysm', 'draw_aneurysm']
 
 # %% ../nbs/01a_aneurysms.ipynb #ca3fbc3f
 def draw_locations(rng: np.random.Generator, population: Population = Population()) -> list[str]:
@@ -31,15 +31,18 @@ def draw_locations(rng: np.random.Generator, population: Population = Population
     return [LOCATIONS[i] for i in sorted(hits)]
 
 # %% ../nbs/01a_aneurysms.ipynb #e8444a25
-SITES = {  # location: list of (share, vessel, range along it, direction of the dome for the left side)
+_SITES = {  # location: list of (share, vessel, range along it, direction of the dome for the left side)
     'ICA': [(0.75, 'ICA', (0.3, 0.85), None), (0.25, 'ICA', (1.0, 1.0), (0.3, 0, 1))],
-    'PCOM': [(1.0, 'PCOM', (0.0, 0.0), (0.4, 0.8, -0.5))], 'AntChor': [(1.0, 'AntChor', (0.0, 0.0), (0.7, 0.7, 0.1))],
+    'PCOM': [(1.0, 'PCOM', (0.0, 0.0), (0.4, 0.8, -0.5))],
+    'AntChor': [(1.0, 'AntChor', (0.0, 0.0), (0.7, 0.7, 0.1))],
     'ACA': [(0.3, 'A1', (0.2, 0.7), (0, -0.5, 0.8)), (0.7, 'A2', (0.15, 0.45), (0, -0.8, 0.5))],
     'ACOM': [(0.6, 'A1', (1.0, 1.0), (-0.3, -0.8, -0.4)), (0.4, 'A1', (1.0, 1.0), (-0.3, -0.3, 0.9))],
     'MCA': [(0.75, 'M1', (1.0, 1.0), (0.9, -0.1, 0.2)), (0.15, 'M1', (0.3, 0.7), (0.1, -0.3, 0.9)),
             (0.05, 'M2_superior', (0.2, 0.9), None), (0.05, 'M2_inferior', (0.2, 0.9), None)],
-    'VA': [(1.0, 'VA', (0.2, 0.9), None)], 'PICA': [(1.0, 'PICA', (0.0, 0.0), (0.3, 0.5, 0.8))],
-    'SCA': [(1.0, 'SCA', (0.0, 0.0), (0.9, 0, 0.4))], 'BA': [(0.75, 'BA', (1.0, 1.0), (0, 0, 1)), (0.25, 'BA', (0.3, 0.7), None)],
+    'VA': [(1.0, 'VA', (0.2, 0.9), None)],
+    'PICA': [(1.0, 'PICA', (0.0, 0.0), (0.3, 0.5, 0.8))],
+    'SCA': [(1.0, 'SCA', (0.0, 0.0), (0.9, 0, 0.4))],
+    'BA': [(0.75, 'BA', (1.0, 1.0), (0, 0, 1)), (0.25, 'BA', (0.3, 0.7), None)],
     'PCA': [(1.0, 'P2', (0.0, 0.25), (0.3, 0.4, 0.8))]}
 
 
@@ -50,65 +53,100 @@ class Aneurysm:
     host: str                  # name of the vessel it sits on
     kind: str                  # 'saccular' or 'fusiform'
     centre: np.ndarray         # (3,) mm, of the dome
-    balls: list[tuple[np.ndarray, np.ndarray]]  # centre in mm, (3,), and map onto the unit ball in 1/mm, (3, 3); the dome first
+    balls: list[tuple]         # (3,) mm, centre, and (3, 3), map onto the unit ball in 1/mm; the dome first
     diameter: float            # mm, the dome's largest
     neck: float | None         # mm; a fusiform aneurysm has none
     filling: dict[str, float]  # as the host's
-    layering: float = 0.0      # the contrast medium settles in wide domes: its change from the middle towards the patient's back
+    layering: float = 0.0      # contrast settles: its change from the middle to the patient's back
 
-
-def towards(direction, stray: float, rng: np.random.Generator) -> np.ndarray:
+# %% ../nbs/01a_aneurysms.ipynb #e8444a26
+def _towards(direction, stray: float, rng: np.random.Generator) -> np.ndarray:
     "Return a unit vector about a direction, (3,), from which it strays the more the larger `stray` is."
     vector = np.asarray(direction, float) + rng.normal(0, stray, 3)
     return vector / np.linalg.norm(vector)
 
 
-def ellipsoid(along: np.ndarray, half_axes, rng: np.random.Generator) -> np.ndarray:
-    "Return the map, (3, 3), that turns an ellipsoid into the unit ball; the first of its three half-axes lies `along` a unit vector."
-    aside = towards(np.cross(along, rng.normal(size=3)), 0, rng)
+def _ellipsoid(along: np.ndarray, half_axes, rng: np.random.Generator) -> np.ndarray:
+    "Return the map, (3, 3), of an ellipsoid onto the unit ball; its first axis lies `along` a unit vector."
+    aside = _towards(np.cross(along, rng.normal(size=3)), 0, rng)
     return np.stack([along, aside, np.cross(along, aside)]) / np.reshape(half_axes, (3, 1))
 
 # %% ../nbs/01a_aneurysms.ipynb #23b6ac8d
-def draw_dome(size: float, direction: np.ndarray, population: Population, rng: np.random.Generator) -> tuple[list, float, float]:
+def _draw_dome(size: float, direction: np.ndarray, population: Population,
+               rng: np.random.Generator) -> tuple[list, float, float]:
     """Return a dome about the origin, and its half-widths in mm across its direction and along it.
 
-    The dome is a list of bodies: each an offset in mm, (3,), and the map of `ellipsoid`; the first is `size` mm long.
+    The dome is a list of bodies: each an offset in mm, (3,), and the map of `_ellipsoid`; the first is
+    `size` mm long.
     """
     wide = size / 2 * rng.uniform(0.55, 1)
     half_axes = np.array([size / 2, wide, wide * rng.uniform(0.65, 1)])
-    shape = ellipsoid(towards(direction, rng.choice([0.15, 0.8]), rng), half_axes, rng)
+    shape = _ellipsoid(_towards(direction, rng.choice([0.15, 0.8]), rng), half_axes, rng)
     height = float(np.linalg.norm(half_axes * (shape * half_axes[:, None] @ direction)))
     across = math.sqrt(np.prod(half_axes) / height)
     bodies = [(np.zeros(3), shape)]
     for depth, share in ((0.45, 0.4), (0.95, population.lobule)):
         while rng.random() < share:
-            outward = towards(direction, 0.7, rng)
+            outward = _towards(direction, 0.7, rng)
             bud = across * (rng.uniform(0.5, 0.8) if depth < 0.5 else rng.uniform(0.3, 0.6))
-            bodies.append((outward * across * depth, ellipsoid(outward, (bud * 1.1, bud, bud * rng.uniform(0.8, 1)), rng)))
+            half_axes = bud * 1.1, bud, bud * rng.uniform(0.8, 1)
+            bodies.append((outward * across * depth, _ellipsoid(outward, half_axes, rng)))
             share /= 3
     return bodies, across, height
 
 # %% ../nbs/01a_aneurysms.ipynb #f11c96c1
+def _draw_site(location: str, vessels: dict[str, Vessel], rng: np.random.Generator) -> tuple:
+    "Return the vessel that carries an aneurysm of a location, how far along it, and where the dome points."
+    letter, place = ('', 'BA') if location == 'BA' else location.split('_')
+    sites = _SITES[place]
+    _, name, span, direction = sites[rng.choice(len(sites), p=[site[0] for site in sites])]
+    host = vessels[name if name == 'BA' else f'{letter}_{name}']
+    return host, rng.uniform(*span), direction
+
+
+def _outer_side(host: Vessel, where: float) -> np.ndarray:
+    "Return the direction, (3,), to the outer side of a vessel's bend."
+    point = host.at(where)[0]
+    bend = 2 * point - host.at(max(where - 0.1, 0))[0] - host.at(min(where + 0.1, 1))[0]
+    return bend / max(np.linalg.norm(bend), 1e-6)
+
+
+def _draw_diameter(population: Population, rng: np.random.Generator) -> float:
+    "Return the diameter of an aneurysm in mm."
+    median, deviation = population.diameter
+    size = float(np.clip(median * np.exp(deviation * rng.normal()), 1.8, 25))
+    return rng.uniform(25, 32) if rng.random() < population.giant else size
+
+# %% ../nbs/01a_aneurysms.ipynb #f11c96c2
 def draw_aneurysm(location: str, vessels: dict[str, Vessel], rng: np.random.Generator,
                   population: Population = Population()) -> Aneurysm:
-    "Return one aneurysm at a location of a drawn tree."
-    letter, place = ('', 'BA') if location == 'BA' else location.split('_')
-    side = -1 if letter == 'R' else 1
-    sites = SITES[place]
-    _, name, span, direction = sites[rng.choice(len(sites), p=[site[0] for site in sites])]
-    host, where = vessels[name if name == 'BA' else f'{letter}_{name}'], rng.uniform(*span)
+    """Return one aneurysm at a location of a drawn tree.
+
+    Parameters
+    ----------
+    location : str
+        One of LOCATIONS.
+    vessels : dict of str to Vessel
+        As `draw_vessels` returns them.
+    rng : numpy.random.Generator
+        The same state gives the same aneurysm.
+    population : Population
+
+    Returns
+    -------
+    Aneurysm
+    """
+    side = -1 if location.startswith('R') else 1
+    host, where, direction = _draw_site(location, vessels, rng)
     point, flow, radius = host.at(where)
-    size = float(np.clip(population.diameter[0] * np.exp(population.diameter[1] * rng.normal()), 1.8, 25))
-    if rng.random() < population.giant: size = rng.uniform(25, 32)
-    if name in ('ICA', 'VA', 'BA') and rng.random() < population.fusiform:
+    size = _draw_diameter(population, rng)
+    if host.name.split('_')[-1] in ('ICA', 'VA', 'BA') and rng.random() < population.fusiform:
         size = max(size, 3.4 * radius)
-        ball = point, ellipsoid(flow, (0.9 * size, size / 2, size / 2), rng)
+        ball = point, _ellipsoid(flow, (0.9 * size, size / 2, size / 2), rng)
         return Aneurysm(location, host.name, 'fusiform', point, [ball], size, None, dict(host.filling))
-    if direction is None:                                         # the outer side of the bend
-        bend = 2 * point - host.at(max(where - 0.1, 0))[0] - host.at(min(where + 0.1, 1))[0]
-        direction = beside(bend / max(np.linalg.norm(bend), 1e-6), side)
-    direction = towards(beside(direction, side), 0.4, rng)
-    balls, across, height = draw_dome(size, direction, population, rng)
+    if direction is None: direction = beside(_outer_side(host, where), side)
+    direction = _towards(beside(direction, side), 0.4, rng)
+    balls, across, height = _draw_dome(size, direction, population, rng)
     neck = min(2 * across / float(np.clip(np.exp(rng.normal(math.log(1.26), 0.28)), 1.03, 2.5)), 9.0)
     wall = 0.85 * max(radius, host.hidden if where == 0 else 0)
     centre = point + direction * (wall + height * math.sqrt(1 - (neck / (2 * across)) ** 2))

@@ -14,22 +14,21 @@ from scipy.ndimage import gaussian_filter1d
 
 
 # %% auto #0
-__all__ = ['STEP', 'DIAMETERS', 'LENGTHS', 'COHORT_POSITIVES', 'COHORT_FLAGS', 'COURSE', 'STRAY', 'NECK', 'EXTERNAL', 'SURFACES',
-           'TERRITORIES', 'arc_length', 'resample', 'smooth', 'bowed', 'wiggle', 'Vessel', 'draw_size', 'Population',
-           'beside', 'branch', 'shoot', 'touches', 'draw_siphon', 'draw_carotid', 'draw_front', 'draw_middle_cerebral',
-           'draw_back', 'draw_vertebral', 'draw_external', 'grow', 'draw_cortex', 'roughen', 'draw_vessels']
+__all__ = ['STEP', 'COHORT_POSITIVES', 'COHORT_FLAGS', 'arc_length', 'resample', 'smooth', 'wiggle', 'Vessel', 'Population',
+           'beside', 'draw_vessels']
 
 # %% ../nbs/01_arteries.ipynb #26ab592d
 STEP = 0.5  # millimetres between two points of a vessel's centreline
 
 
 def arc_length(points: np.ndarray) -> np.ndarray:
-    "Return the distance along a polyline, shape (n,), from its first of n points."
-    return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    "Return the distance along a polyline in mm, shape (n,), from its first point; points are (n, 3) in mm."
+    lengths = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    return np.concatenate([[0.0], np.cumsum(lengths)])
 
 
 def resample(points: np.ndarray, step: float = STEP) -> np.ndarray:
-    "Return a polyline's points set evenly, about `step` mm apart; both ends stay."
+    "Return a polyline's points, (n, 3) in mm, set evenly, about `step` mm apart; both ends stay."
     distance = arc_length(points)
     even = np.linspace(0, distance[-1], max(3, round(distance[-1] / step) + 1))
     return np.stack([np.interp(even, distance, axis) for axis in points.T], axis=1)
@@ -38,24 +37,33 @@ def resample(points: np.ndarray, step: float = STEP) -> np.ndarray:
 def smooth(knots) -> np.ndarray:
     "Return a smooth curve through the knots, shape (k, 3) in mm, resampled evenly."
     knots = np.asarray(knots, float)
-    pace = np.concatenate([[0.0], np.cumsum(np.sqrt(np.linalg.norm(np.diff(knots, axis=0), axis=1)))])
-    return resample(CubicSpline(pace, knots)(np.linspace(0, pace[-1], 20 * len(knots))))
+    gaps = np.linalg.norm(np.diff(knots, axis=0), axis=1)
+    pace = np.concatenate([[0.0], np.cumsum(np.sqrt(gaps))])
+    curve = CubicSpline(pace, knots)(np.linspace(0, pace[-1], 20 * len(knots)))
+    return resample(curve)
 
 # %% ../nbs/01_arteries.ipynb #b032068d
-def bowed(start, end, length: float, bulge) -> np.ndarray:
-    "Return a curve of a given length in mm between two points, bowed out along `bulge`; straight if they lie farther apart."
+def _bowed(start, end, length: float, bulge) -> np.ndarray:
+    """Return a curve of a given length in mm between two points, bowed out along `bulge`.
+
+    It is straight if they lie farther apart.
+    """
     start, end, bulge = (np.asarray(value, float) for value in (start, end, bulge))
     t = np.linspace(0, 1, 80)[:, None]
     low, high = 0.0, length
     for _ in range(25):
         height = (low + high) / 2
         curve = start + (end - start) * t + np.sin(np.pi * t) * bulge * height
-        low, high = (height, high) if arc_length(curve)[-1] < length else (low, height)
+        if arc_length(curve)[-1] < length: low = height
+        else: high = height
     return resample(curve)
 
 
 def wiggle(points: np.ndarray, amplitude: float, wavelength: float, rng: np.random.Generator) -> np.ndarray:
-    "Return the curve with smooth random bends of about `amplitude` mm; both ends stay in place."
+    """Return the curve, (n, 3) in mm, with smooth random bends; both ends stay in place.
+
+    They are about `amplitude` mm high, and `wavelength` mm long at least.
+    """
     distance = arc_length(points)
     waves = np.arange(1, max(1, int(2 * distance[-1] / wavelength)) + 1)
     weights = rng.normal(0, amplitude / np.sqrt(len(waves)), (len(waves), 3))
@@ -64,7 +72,7 @@ def wiggle(points: np.ndarray, amplitude: float, wavelength: float, rng: np.rand
 # %% ../nbs/01_arteries.ipynb #2bc315b3
 @dataclass
 class Vessel:
-    "One stretch of an artery: its centreline, its radius along it, and how much contrast each injection brings."
+    "One stretch of an artery: centreline, radius along it, and how much contrast each injection brings."
     name: str
     points: np.ndarray            # (n, 3) mm
     radii: np.ndarray             # (n,) mm
@@ -88,52 +96,65 @@ class Vessel:
         return self.points[i], ahead / np.linalg.norm(ahead), float(self.radii[i])
 
 # %% ../nbs/01_arteries.ipynb #72ee09c8
-DIAMETERS = {  # mean and standard deviation in mm
-    'ICA cavernous': (5.0, 0.6), 'ICA terminus': (3.6, 0.4), 'M1': (3.1, 0.4), 'M2': (2.4, 0.4),       # Rai 2013
-    'A1': (2.09, 0.27), 'ACOM': (1.5, 0.22), 'PCOM': (1.22, 0.20), 'P1': (1.99, 0.31),                 # Shatri 2017
-    'A2': (2.4, 0.3), 'P2': (2.1, 0.3),                                                                # Alastruey 2007, sd ours
-    'BA proximal': (3.6, 0.4), 'BA distal': (3.1, 0.4), 'VA proximal': (3.9, 0.5), 'VA distal': (2.8, 0.5),  # JNIS 5:597, sd ours
-    'PICA': (1.6, 0.3), 'SCA': (1.5, 0.3), 'AICA': (1.1, 0.2), 'AntChor': (0.9, 0.15), 'ophthalmic': (1.3, 0.2)}  # ours
-LENGTHS = {  # mean and standard deviation in mm
+_DIAMETERS = {  # mean and standard deviation in mm
+    'ICA cavernous': (5.0, 0.6), 'ICA terminus': (3.6, 0.4), 'M1': (3.1, 0.4), 'M2': (2.4, 0.4),  # Rai 2013
+    'A1': (2.09, 0.27), 'ACOM': (1.5, 0.22), 'PCOM': (1.22, 0.20), 'P1': (1.99, 0.31),           # Shatri 2017
+    'A2': (2.4, 0.3), 'P2': (2.1, 0.3),                                          # Alastruey 2007, sd ours
+    'BA proximal': (3.6, 0.4), 'BA distal': (3.1, 0.4),                          # JNIS 5:597, sd ours
+    'VA proximal': (3.9, 0.5), 'VA distal': (2.8, 0.5),                          # the same
+    'PICA': (1.6, 0.3), 'SCA': (1.5, 0.3), 'AICA': (1.1, 0.2),                   # ours
+    'AntChor': (0.9, 0.15), 'ophthalmic': (1.3, 0.2)}                            # ours
+_LENGTHS = {  # mean and standard deviation in mm
     'ICA': (33.1, 6.1), 'M1': (22.5, 8.1), 'A1': (13.96, 1.4), 'ACOM': (2.74, 0.62), 'PCOM': (12.93, 0.92),
-    'P1': (6.59, 1.09), 'BA': (27.3, 5.7), 'VA': (40.0, 10.6), 'AntChor offset': (3.98, 1.23), 'SCA offset': (2.0, 0.4)}
+    'P1': (6.59, 1.09), 'BA': (27.3, 5.7), 'VA': (40.0, 10.6), 'AntChor offset': (3.98, 1.23),
+    'SCA offset': (2.0, 0.4)}
 
 
-def draw_size(table: dict, name: str, rng: np.random.Generator) -> float:
+def _draw_size(table: dict, name: str, rng: np.random.Generator) -> float:
     "Return one size in mm from a table of means and deviations, kept within 2.2 deviations."
     mean, deviation = table[name]
     return mean + deviation * float(np.clip(rng.normal(), -2.2, 2.2))
 
 # %% ../nbs/01_arteries.ipynb #d3d6b9c9
-# Positive patients per location among the 1,127 of the 2023 K-ium cohort, in the order of LOCATIONS, and patients by number of flags.
+# Of the 1,127 patients of the 2023 K-ium cohort: the positive ones of each location, in the order of
+# LOCATIONS, and the patients by number of flags.
 COHORT_POSITIVES = np.array([100, 100, 35, 34, 30, 18, 21, 13, 66, 30, 67, 96, 17, 11, 3, 2, 6, 4, 24, 3, 1])
 COHORT_FLAGS = np.array([604, 402, 92, 23, 4, 2])
 
-
+# %% ../nbs/01_arteries.ipynb #d3d6b9ca
 @dataclass(frozen=True)
 class Population:
-    "Who is simulated: how often aneurysms and variants occur. Variants are probabilities per side unless said otherwise."
-    flags: tuple = tuple(COHORT_FLAGS / COHORT_FLAGS.sum())               # probability of 0, 1, 2, ... flagged locations
-    locations: tuple = tuple(COHORT_POSITIVES / COHORT_POSITIVES.sum())   # share of each location among the flags
-    diameter: tuple[float, float] = (4.8, 0.52)    # median in mm and log-deviation of the aneurysm's diameter
-    giant: float = 0.01                            # per aneurysm: 25 to 32 mm
-    fusiform: float = 0.03                         # per aneurysm on a carotid, vertebral or basilar trunk
-    lobule: float = 0.25                           # per aneurysm: a daughter sac
-    infundibulum: float = 0.08                     # a cone at the PCOM's origin, up to 3 mm wide: no aneurysm, not labelled
-    fetal_pca: float = 0.16                        # the PCA fills from the carotid
-    absent_pcom: float = 0.25                      # too thin to be seen
-    hypoplastic_a1: float = 0.06                   # the other side fills both A2
+    """Who is simulated: how often aneurysms and variants occur.
+
+    Variants are probabilities per side unless said otherwise; pairs marked with * are ranges, from which each
+    patient draws evenly.
+
+    Raises
+    ------
+    ValueError
+        If shares do not add up to 1, or if so many flags cannot fall on different locations.
+    """
+    flags: tuple = tuple(COHORT_FLAGS / COHORT_FLAGS.sum())              # chance of 0, 1, 2, ... locations
+    locations: tuple = tuple(COHORT_POSITIVES / COHORT_POSITIVES.sum())  # each location's share of the flags
+    diameter: tuple[float, float] = (4.8, 0.52)     # of aneurysms: median in mm and log-deviation
+    giant: float = 0.01                             # per aneurysm: 25 to 32 mm
+    fusiform: float = 0.03                          # per aneurysm on a carotid, vertebral or basilar trunk
+    lobule: float = 0.25                            # per aneurysm: a daughter sac
+    infundibulum: float = 0.08                      # a cone at the PCOM's origin, up to 3 mm; not labelled
+    fetal_pca: float = 0.16                         # the PCA fills from the carotid
+    absent_pcom: float = 0.25                       # too thin to be seen
+    hypoplastic_a1: float = 0.06                    # the other side fills both A2
     hypoplastic_va: float = 0.12
-    cross_filling: float = 0.30                    # the other side's A2 fills through the ACOM
-    reflux: float = 0.25                           # the other vertebral artery fills backwards
-    trifurcation: float = 0.20                     # M1 splits into three
-    tortuous: float = 0.20                         # the carotid winds through the neck
-    winding: tuple[float, float] = (1.0, 1.6)      # how far arteries stray from their mean course; per patient, drawn evenly
-    calibre: tuple[float, float] = (0.8, 1.02)     # diameters, as a share of the published ones; per patient, drawn evenly
-    uneven: tuple[float, float] = (0.02, 0.08)     # how much a vessel's calibre varies along its way; per patient, drawn evenly
-    plaques: float = 0.15                          # per patient: narrowed and widened stretches
-    external: float = 0.15                         # branches of the external carotid fill as well
-    clipped: float = 0.04                          # per patient: a metal clip from an earlier operation
+    cross_filling: float = 0.30                     # the other side's A2 fills through the ACOM
+    reflux: float = 0.25                            # the other vertebral artery fills backwards
+    trifurcation: float = 0.20                      # M1 splits into three
+    tortuous: float = 0.20                          # the carotid winds through the neck
+    winding: tuple[float, float] = (1.0, 1.6)       # * how far arteries stray from their mean course
+    calibre: tuple[float, float] = (0.8, 1.02)      # * diameters, as a share of the published ones
+    uneven: tuple[float, float] = (0.02, 0.08)      # * how much a vessel's calibre varies along its way
+    plaques: float = 0.15                           # per patient: narrowed and widened stretches
+    external: float = 0.15                          # branches of the external carotid fill as well
+    clipped: float = 0.04                           # per patient: a metal clip from an earlier operation
 
     def __post_init__(self):
         if abs(sum(self.flags) - 1) > 1e-6 or abs(sum(self.locations) - 1) > 1e-6:
@@ -145,319 +166,547 @@ class Population:
 
 # %% ../nbs/01_arteries.ipynb #0f6a425e
 def beside(points, side: int) -> np.ndarray:
-    "Return points given for the left side, x away from the midline, on the wanted side: +1 left, -1 right."
+    "Return points, (n, 3), given for the left side, on the wanted side: +1 left, -1 right."
     return np.asarray(points, float) * (side, 1, 1)
 
 
-def branch(name: str, points, diameters: tuple[float, float], filling: dict, parent: Vessel | None = None) -> Vessel:
+def _branch(name: str, points, diameters: tuple[float, float], filling: dict,
+            parent: Vessel | None = None) -> Vessel:
     "Return a vessel that tapers evenly between two diameters in mm and starts on its parent's centreline."
-    hidden = 0.0 if parent is None else 0.8 * parent.radii[np.linalg.norm(parent.points - points[0], axis=1).argmin()]
-    return Vessel(name, points, np.linspace(*diameters, len(points)) / 2, filling, float(hidden), math.dist(points[0], points[1]))
+    hidden = 0.0
+    if parent is not None:
+        origin = np.linalg.norm(parent.points - points[0], axis=1).argmin()
+        hidden = float(0.8 * parent.radii[origin])
+    radii = np.linspace(*diameters, len(points)) / 2
+    return Vessel(name, points, radii, filling, hidden, math.dist(points[0], points[1]))
 
 
-def shoot(name: str, parent: Vessel, origin, offsets, side: int, diameters: tuple[float, float], rng, jitter: float = 0.06) -> Vessel:
+def _shoot(name: str, parent: Vessel, origin, offsets, side: int, diameters: tuple[float, float],
+           rng: np.random.Generator, jitter: float = 0.06) -> Vessel:
     "Return a branch through knots given as offsets in mm from its origin; far knots stray more."
     offsets = np.array(offsets, float)
     offsets += rng.normal(0, jitter, offsets.shape) * np.linalg.norm(offsets, axis=1)[:, None]
     course = smooth(origin + beside(offsets, side))
-    return branch(name, wiggle(course, min(1.1, arc_length(course)[-1] / 30), 13, rng), diameters, parent.filling, parent)
+    course = wiggle(course, min(1.1, arc_length(course)[-1] / 30), 13, rng)
+    return _branch(name, course, diameters, parent.filling, parent)
 
 # %% ../nbs/01_arteries.ipynb #12585bd0
-COURSE = np.array([  # mean direction of the left carotid every 2.5 mm upstream from its terminus: x aside, y back, z up
-    (-0.40, 0.09, -0.66), (-0.56, 0.25, -0.71), (-0.65, 0.16, -0.65), (-0.55, -0.37, -0.63), (-0.17, -0.72, -0.60),
-    (0.17, -0.71, -0.61), (0.42, -0.63, -0.59), (0.54, -0.50, -0.61), (0.43, 0.14, -0.73), (-0.15, 0.86, -0.16),
-    (-0.31, 0.83, 0.19), (-0.21, 0.81, 0.29), (0.03, 0.91, 0.01), (0.14, 0.72, -0.57), (0.14, 0.41, -0.83),
-    (0.08, 0.16, -0.89), (0.10, 0.18, -0.91), (0.24, 0.31, -0.87), (0.46, 0.41, -0.74), (0.68, 0.46, -0.51),
+# Mean direction of the left carotid every 2.5 mm upstream from its terminus: x aside, y back, z up
+_COURSE = np.array([
+    (-0.40, 0.09, -0.66), (-0.56, 0.25, -0.71), (-0.65, 0.16, -0.65), (-0.55, -0.37, -0.63),
+    (-0.17, -0.72, -0.60), (0.17, -0.71, -0.61), (0.42, -0.63, -0.59), (0.54, -0.50, -0.61),
+    (0.43, 0.14, -0.73), (-0.15, 0.86, -0.16), (-0.31, 0.83, 0.19), (-0.21, 0.81, 0.29),
+    (0.03, 0.91, 0.01), (0.14, 0.72, -0.57), (0.14, 0.41, -0.83), (0.08, 0.16, -0.89),
+    (0.10, 0.18, -0.91), (0.24, 0.31, -0.87), (0.46, 0.41, -0.74), (0.68, 0.46, -0.51),
     (0.82, 0.47, -0.22)])
-STRAY = np.array([0.37, 0.20, 0.20, 0.21, 0.16, 0.17, 0.16, 0.15, 0.25, 0.24, 0.24,
-                  0.26, 0.23, 0.20, 0.20, 0.24, 0.20, 0.17, 0.15, 0.13, 0.13])     # standard deviation of each direction
-_KNOTS = np.linspace(0, 50, len(COURSE))                                         # mm along the mean course
-_APART = np.abs(np.subtract.outer(_KNOTS, _KNOTS)) * math.sqrt(3) / 3.0              # directions 3 mm apart stray together
+# The standard deviation of each
+_STRAY = np.array([0.37, 0.20, 0.20, 0.21, 0.16, 0.17, 0.16, 0.15, 0.25, 0.24, 0.24,
+                   0.26, 0.23, 0.20, 0.20, 0.24, 0.20, 0.17, 0.15, 0.13, 0.13])
+_KNOTS = np.linspace(0, 50, len(_COURSE))                          # mm along the mean course
+# Directions 3 mm apart stray together
+_APART = np.abs(np.subtract.outer(_KNOTS, _KNOTS)) * math.sqrt(3) / 3.0
 _TOGETHER = np.linalg.cholesky((1 + _APART) * np.exp(-_APART) + 1e-9 * np.eye(len(_KNOTS)))
 
-
-def touches(course: np.ndarray, gap: float, along: int) -> bool:
-    "Return whether a course, (n, 3), comes closer than `gap` mm to itself; points less than `along` apart don't count."
+# %% ../nbs/01_arteries.ipynb #12585bd1
+def _touches(course: np.ndarray, gap: float, along: int) -> bool:
+    "Return whether a course, (n, 3), nears itself to `gap` mm; points less than `along` apart don't count."
     distance = np.linalg.norm(course[:, None] - course, axis=2)
     number = np.arange(len(course))
     return bool((distance[np.abs(np.subtract.outer(number, number)) >= along] < gap).any())
 
 
-def draw_siphon(winding: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    "Return a left carotid's course upstream from its terminus, (n, 3) in steps of 1 mm, and the number of its point at the cavernous sinus."
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    "Return vectors, (n, 3), at length 1."
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+# %% ../nbs/01_arteries.ipynb #12585bd2
+def _siphon_course(winding: float, sharper: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    "Return one course as `_draw_siphon` does, which may run into itself."
+    directions = _unit(_COURSE + winding * _STRAY[:, None] * (_TOGETHER @ rng.normal(size=_COURSE.shape)))
+    directions += sharper * (directions - gaussian_filter1d(directions, 4, axis=0, mode='nearest'))
+    stretch = np.exp(winding * (rng.normal(0, 0.12) + rng.normal(0, 0.16, 5)))
+    reached = np.interp(_KNOTS, np.arange(0, 51, 10), np.concatenate([[0], np.cumsum(9.7 * stretch)]))
+    tangents = _unit(CubicSpline(reached, directions)(np.arange(reached[-1])))
+    course = np.concatenate([np.zeros((1, 3)), np.cumsum((tangents[1:] + tangents[:-1]) / 2, axis=0)])
+    return course, int(np.interp(35, _KNOTS, reached))
+
+
+def _draw_siphon(winding: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """Return a left carotid's course upstream from its terminus, (n, 3) in steps of 1 mm.
+
+    And the number of its point at the cavernous sinus.
+    """
     winding *= 0.7                                     # sharpening adds the rest
     sharper = rng.uniform(0, 0.8)
     for _ in range(30):
-        directions = COURSE + winding * STRAY[:, None] * (_TOGETHER @ rng.normal(size=COURSE.shape))
-        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        directions += sharper * (directions - gaussian_filter1d(directions, 4, axis=0, mode='nearest'))
-        stretch = np.exp(winding * (rng.normal(0, 0.12) + rng.normal(0, 0.16, 5)))
-        reached = np.interp(_KNOTS, np.arange(0, 51, 10), np.concatenate([[0], np.cumsum(9.7 * stretch)]))
-        steps = np.arange(reached[-1])
-        tangents = CubicSpline(reached, directions)(steps)
-        tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
-        course = np.concatenate([np.zeros((1, 3)), np.cumsum((tangents[1:] + tangents[:-1]) / 2, axis=0)])
-        if not touches(course, 3.4, 9): break
+        course, inlet = _siphon_course(winding, sharper, rng)
+        if not _touches(course, 3.4, 9): break
         winding *= 0.95
-    return course, int(np.interp(35, _KNOTS, reached))
+    return course, inlet
 
 # %% ../nbs/01_arteries.ipynb #8fea46d1
-NECK = np.array([  # knots of the left carotid's neck in mm, upstream from the end of the siphon's course
+_NECK = np.array([  # knots of the left carotid's neck in mm, upstream from the siphon's end
     (5, 2.5, -3), (6, 3, -11), (6, -1, -27), (5, -3, -47), (4, 0, -72), (4, 5, -107)])
 
 
-def draw_carotid(side: int, population: Population, winding: float, rng: np.random.Generator) -> list[Vessel]:
-    "Return the internal carotid in two parts: the neck, and the siphon from the cavernous sinus to the terminus."
-    letter, filling = ('L' if side > 0 else 'R'), {'LI' if side > 0 else 'RI': 1.0}
-    siphon, inlet = draw_siphon(winding, rng)
+def _draw_carotid(side: int, population: Population, winding: float,
+                  rng: np.random.Generator) -> list[Vessel]:
+    "Return the internal carotid in two parts: the neck, and from the cavernous sinus to the terminus."
+    letter = 'L' if side > 0 else 'R'
+    filling = {f'{letter}I': 1.0}
+    siphon, inlet = _draw_siphon(winding, rng)
     siphon += (13.5, 0, 0) + rng.normal(0, (1.3, 1.2, 1.1))
     stray = 5.0 if rng.random() < population.tortuous else 2.2
-    neck = siphon[-1] + NECK + np.cumsum(rng.normal(0, stray, NECK.shape) * (1, 1, 0.2), axis=0)
+    neck = siphon[-1] + _NECK + np.cumsum(rng.normal(0, stray, _NECK.shape) * (1, 1, 0.2), axis=0)
     course = smooth(beside(np.concatenate([siphon[::2], neck]), side))[::-1]
     cut = np.linalg.norm(course - beside(siphon[inlet], side), axis=1).argmin()
-    wide, narrow = draw_size(DIAMETERS, 'ICA cavernous', rng), draw_size(DIAMETERS, 'ICA terminus', rng)
-    return [branch(f'{letter}_neck', course[:cut + 1], (wide * 1.05, wide), filling),
-            branch(f'{letter}_ICA', course[cut:], (wide, narrow), filling)]
+    wide = _draw_size(_DIAMETERS, 'ICA cavernous', rng)
+    narrow = _draw_size(_DIAMETERS, 'ICA terminus', rng)
+    return [_branch(f'{letter}_neck', course[:cut + 1], (wide * 1.05, wide), filling),
+            _branch(f'{letter}_ICA', course[cut:], (wide, narrow), filling)]
 
 # %% ../nbs/01_arteries.ipynb #15f0fdc1
-def draw_front(side: int, carotid: Vessel, a1_length: float, junction: np.ndarray, thin_a1: bool, winding: float,
-               rng: np.random.Generator) -> list[Vessel]:
-    "Return A1, A2, M1, anterior choroidal and ophthalmic artery of one side; A1 ends at the `junction`."
-    letter, filling, top = carotid.name[0], carotid.filling, carotid.points[-1]
-    course = wiggle(bowed(top, junction, a1_length, (0, -0.4, rng.normal(0.4, 0.5))), 0.5 * winding, 9, rng)
-    a1 = branch(f'{letter}_A1', course, (draw_size(DIAMETERS, 'A1', rng) * (0.35 if thin_a1 else 1),) * 2, filling, carotid)
-    wide = draw_size(DIAMETERS, 'A2', rng)
-    arch = np.array([(0, 0, 0), (0.3, -11, 1), (0.6, -21, 8), (0.6, -26, 21), (0.6, -20, 35), (0.6, -4, 44), (0.6, 18, 47), (0.6, 38, 43)])
-    a2 = shoot(f'{letter}_A2', a1, a1.points[-1], arch * rng.normal(0.88, 0.05), side, (wide, 0.4 * wide), rng, 0.05 * winding)
-    length = draw_size(LENGTHS, 'M1', rng)
+_ARCH = np.array([  # A2's knots in mm from its origin, up and around the front of the corpus callosum
+    (0, 0, 0), (0.3, -11, 1), (0.6, -21, 8), (0.6, -26, 21), (0.6, -20, 35), (0.6, -4, 44), (0.6, 18, 47),
+    (0.6, 38, 43)])
+_CHOROIDAL = [(0, 0, 0), (2, 6, 0), (7, 15, 2), (10, 24, 6), (11, 31, 9)]
+_OPHTHALMIC = [(0, 0, 0), (1, -6, 1), (3, -15, 0), (0, -24, 3), (-2, -34, 2)]
+
+
+def _draw_anterior(side: int, carotid: Vessel, a1_length: float, junction: np.ndarray, thin_a1: bool,
+                   winding: float, rng: np.random.Generator) -> tuple[Vessel, Vessel]:
+    "Return A1, which ends at the `junction`, and A2 of one side."
+    letter, top = carotid.name[0], carotid.points[-1]
+    course = _bowed(top, junction, a1_length, (0, -0.4, rng.normal(0.4, 0.5)))
+    course = wiggle(course, 0.5 * winding, 9, rng)
+    wide = _draw_size(_DIAMETERS, 'A1', rng) * (0.35 if thin_a1 else 1)
+    a1 = _branch(f'{letter}_A1', course, (wide, wide), carotid.filling, carotid)
+    wide = _draw_size(_DIAMETERS, 'A2', rng)
+    arch = _ARCH * rng.normal(0.88, 0.05)
+    a2 = _shoot(f'{letter}_A2', a1, a1.points[-1], arch, side, (wide, 0.4 * wide), rng, 0.05 * winding)
+    return a1, a2
+
+# %% ../nbs/01_arteries.ipynb #15f0fdc3
+def _draw_m1(side: int, carotid: Vessel, winding: float, rng: np.random.Generator) -> Vessel:
+    "Return M1 of one side."
+    top = carotid.points[-1]
+    length = _draw_size(_LENGTHS, 'M1', rng)
     tip = top + beside((0.9, rng.normal(-0.25, 0.16), rng.normal(0.02, 0.19)), side) * length * 0.93
-    course = wiggle(bowed(top, tip, 0.97 * length, (0, rng.normal(-0.6, 0.4), rng.normal(0.3, 0.6))), 0.75 * winding, 11, rng)
-    m1 = branch(f'{letter}_M1', course, (draw_size(DIAMETERS, 'M1', rng),) * 2, filling, carotid)
-    choroidal = shoot(f'{letter}_AntChor', carotid, carotid.before(6.5 - draw_size(LENGTHS, 'AntChor offset', rng)),
-                      [(0, 0, 0), (2, 6, 0), (7, 15, 2), (10, 24, 6), (11, 31, 9)], side, (draw_size(DIAMETERS, 'AntChor', rng), 0.4), rng)
-    eye = shoot(f'{letter}_ophthalmic', carotid, carotid.at(0.58)[0], [(0, 0, 0), (1, -6, 1), (3, -15, 0), (0, -24, 3), (-2, -34, 2)],
-                side, (draw_size(DIAMETERS, 'ophthalmic', rng), 0.5), rng)
+    course = _bowed(top, tip, 0.97 * length, (0, rng.normal(-0.6, 0.4), rng.normal(0.3, 0.6)))
+    course = wiggle(course, 0.75 * winding, 11, rng)
+    wide = _draw_size(_DIAMETERS, 'M1', rng)
+    return _branch(f'{carotid.name[0]}_M1', course, (wide, wide), carotid.filling, carotid)
+
+# %% ../nbs/01_arteries.ipynb #15f0fdc2
+def _draw_front(side: int, carotid: Vessel, a1_length: float, junction: np.ndarray, thin_a1: bool,
+                winding: float, rng: np.random.Generator) -> list[Vessel]:
+    "Return A1, A2, M1, anterior choroidal and ophthalmic artery of one side; A1 ends at the `junction`."
+    letter = carotid.name[0]
+    a1, a2 = _draw_anterior(side, carotid, a1_length, junction, thin_a1, winding, rng)
+    m1 = _draw_m1(side, carotid, winding, rng)
+    origin = carotid.before(6.5 - _draw_size(_LENGTHS, 'AntChor offset', rng))
+    diameters = _draw_size(_DIAMETERS, 'AntChor', rng), 0.4
+    choroidal = _shoot(f'{letter}_AntChor', carotid, origin, _CHOROIDAL, side, diameters, rng)
+    diameters = _draw_size(_DIAMETERS, 'ophthalmic', rng), 0.5
+    eye = _shoot(f'{letter}_ophthalmic', carotid, carotid.at(0.58)[0], _OPHTHALMIC, side, diameters, rng)
     return [a1, a2, m1, choroidal, eye]
 
 # %% ../nbs/01_arteries.ipynb #35c87862
-def draw_middle_cerebral(side: int, m1: Vessel, population: Population, rng: np.random.Generator) -> list[Vessel]:
-    "Return the M2 trunks and their branches over the insula, around the operculum, to the brain's outer surface."
+def _insula_course(root: np.ndarray, angle: float, side: int, rng: np.random.Generator) -> list[np.ndarray]:
+    "Return the knots of a branch over insula and operculum, at an angle (radians) in the side view."
+    back, up = math.sin(angle), math.cos(angle)
+    knots = [(4, 14 * back, 14 * up), (7, 25 * back, 21 * up), (12, 27 * back, 20 * up - 2),
+             (18, 28 * back, 20 * up - 1), (23, 33 * back, 26 * up)]
+    return [root + beside(knot, side) for knot in rng.normal(0, 1.2, (5, 3)) + knots]
+
+
+def _draw_trunk(name: str, angle: float, fan: tuple[float, float], side: int, m1: Vessel,
+                rng: np.random.Generator) -> list[Vessel]:
+    "Return an M2 trunk that rises at an angle, and its branches, spread over a fan; degrees, from the side."
     root, letter = m1.points[-1], m1.name[0]
-    middle, half = rng.normal(35, 8), rng.normal(97, 19) / 2      # degrees in the side view, from straight up to the back
-    trunks = [('superior', middle - half, (-80, 20)), ('inferior', middle + half, (30, 120))]
-    if rng.random() < population.trifurcation: trunks.append(('middle', middle, (0, 50)))
-    vessels = []
-    for name, angle, fan in trunks:
-        upward = np.array([0.25, math.sin(math.radians(angle)), math.cos(math.radians(angle))])
-        wide = draw_size(DIAMETERS, 'M2', rng)
-        trunk = shoot(f'{letter}_M2_{name}', m1, root, np.outer([0, 4, 8, 13], upward), side, (wide, 0.8 * wide), rng)
-        vessels.append(trunk)
-        angles = np.linspace(*fan, rng.integers(3, 6))
-        for i, angle in enumerate(np.radians(angles + rng.normal(0, 8, len(angles)))):
-            back, up = math.sin(angle), math.cos(angle)
-            start = trunk.at(rng.uniform(0.55, 1))[0]
-            course = [root + beside(offset, side) for offset in rng.normal(0, 1.2, (5, 3)) + [
-                (4, 14 * back, 14 * up), (7, 25 * back, 21 * up), (12, 27 * back, 20 * up - 2), (18, 28 * back, 20 * up - 1), (23, 33 * back, 26 * up)]]
-            vessels.append(branch(f'{letter}_M3_{name}_{i}', wiggle(smooth([start, *course]), 1.0, 12, rng), (0.78 * wide, 0.6 * wide), m1.filling, trunk))
+    upward = np.array([0.25, math.sin(math.radians(angle)), math.cos(math.radians(angle))])
+    wide = _draw_size(_DIAMETERS, 'M2', rng)
+    offsets = np.outer([0, 4, 8, 13], upward)
+    trunk = _shoot(f'{letter}_M2_{name}', m1, root, offsets, side, (wide, 0.8 * wide), rng)
+    vessels = [trunk]
+    angles = np.linspace(*fan, rng.integers(3, 6))
+    for i, angle in enumerate(np.radians(angles + rng.normal(0, 8, len(angles)))):
+        start = trunk.at(rng.uniform(0.55, 1))[0]
+        course = wiggle(smooth([start, *_insula_course(root, angle, side, rng)]), 1.0, 12, rng)
+        diameters = 0.78 * wide, 0.6 * wide
+        vessels.append(_branch(f'{letter}_M3_{name}_{i}', course, diameters, m1.filling, trunk))
     return vessels
 
+# %% ../nbs/01_arteries.ipynb #35c87863
+def _draw_middle_cerebral(side: int, m1: Vessel, population: Population,
+                          rng: np.random.Generator) -> list[Vessel]:
+    "Return the M2 trunks and their branches over insula and operculum to the brain's outer surface."
+    middle = rng.normal(35, 8)                # degrees in the side view, from straight up to the back
+    half = rng.normal(97, 19) / 2
+    trunks = [('superior', middle - half, (-80, 20)), ('inferior', middle + half, (30, 120))]
+    if rng.random() < population.trifurcation: trunks.append(('middle', middle, (0, 50)))
+    return [vessel for trunk in trunks for vessel in _draw_trunk(*trunk, side, m1, rng)]
+
 # %% ../nbs/01_arteries.ipynb #ec5eb130
-def draw_back(front: dict[str, Vessel], population: Population, spared: set[str], winding: float, rng: np.random.Generator) -> list[Vessel]:
+def _draw_pcom(letter: str, carotid: Vessel, fetal: bool, population: Population, spared: set[str],
+               winding: float, rng: np.random.Generator) -> tuple[Vessel, np.ndarray]:
+    "Return the posterior communicating artery of one side, without variants if spared, and its end."
+    side = 1 if letter == 'L' else -1
+    origin = carotid.before(6.5)
+    length = _draw_size(_LENGTHS, 'PCOM', rng)
+    across = abs(origin[0]) - rng.normal(5.6, 0.3)
+    back = math.sqrt(max((0.96 * length) ** 2 - across ** 2 - 1, 9.0))
+    end = origin + beside((-across, back, 1), side)
+    wide = _draw_size(_DIAMETERS, 'PCOM', rng) * (1.5 if fetal else 1)
+    course = wiggle(_bowed(origin, end, length, (0, 0, rng.choice([-1, 1]))), 0.3 * winding, 9, rng)
+    filling = {f'{letter}I': 1.0 if fetal else rng.uniform(0.5, 0.9)}
+    pcom = _branch(f'{letter}_PCOM', course, (wide, wide), filling, carotid)
+    free = f'{letter}_PCOM' not in spared
+    cone, absent = rng.random(2)
+    if free and cone < population.infundibulum:
+        pcom.radii += rng.uniform(0.5, 0.9) * np.clip(1.6 - arc_length(pcom.points) / 3, 0, 1)
+    elif free and absent < population.absent_pcom and not fetal:
+        pcom.filling = {}
+    return pcom, end
+
+# %% ../nbs/01_arteries.ipynb #ec5eb133
+def _draw_basilar(tip: np.ndarray, winding: float, rng: np.random.Generator) -> Vessel:
+    "Return the basilar artery, which ends at its tip."
+    length = _draw_size(_LENGTHS, 'BA', rng)
+    bottom = tip + length * np.array([rng.normal(0, 0.13), rng.normal(0.28, 0.13), -0.93])
+    course = resample(np.stack([bottom, (bottom + tip) / 2, tip]))
+    course = wiggle(wiggle(course, 1.1 * winding, 25, rng), 0.4 * winding, 11, rng)
+    diameters = _draw_size(_DIAMETERS, 'BA proximal', rng), _draw_size(_DIAMETERS, 'BA distal', rng)
+    return _branch('BA', course, diameters, {'LV': 1.0, 'RV': 1.0})
+
+# %% ../nbs/01_arteries.ipynb #ec5eb131
+_P2 = [(0, 0, 0), (6, 2, 1), (12, 9, 2), (15, 19, 3), (14, 31, 5), (9, 43, 7)]      # mm, as before
+_SCA = [(0, 0, 0), (8, 4, -3), (16, 12, -5), (16, 26, -4), (12, 38, -3)]
+_AICA = [(0, 0, 0), (9, 3, -3), (19, 9, -5), (30, 18, -6)]
+
+
+def _draw_posterior(letter: str, basilar: Vessel, tip: np.ndarray, junction: np.ndarray, fetal: bool,
+                    winding: float, rng: np.random.Generator) -> list[Vessel]:
+    "Return P1, from the basilar tip to the `junction` with the PCOM, and P2 of one side."
+    side = 1 if letter == 'L' else -1
+    wide = _draw_size(_DIAMETERS, 'P1', rng) * (0.6 if fetal else 1)
+    bulge = 0, rng.normal(0.3, 0.4), rng.normal(0.4, 0.8)
+    course = _bowed(tip, junction, _draw_size(_LENGTHS, 'P1', rng), bulge)
+    course = wiggle(course, 0.3 * winding, 9, rng)
+    p1 = _branch(f'{letter}_P1', course, (wide, wide), basilar.filling, basilar)
+    wide = _draw_size(_DIAMETERS, 'P2', rng)
+    p2 = _shoot(f'{letter}_P2', p1, junction, _P2, side, (wide, 0.6 * wide), rng, 0.1 * winding)
+    if fetal: p2.filling = {f'{letter}I': 0.9, 'LV': 0.5, 'RV': 0.5}
+    return [p1, p2]
+
+# %% ../nbs/01_arteries.ipynb #ec5eb134
+def _draw_cerebellar(letter: str, basilar: Vessel, rng: np.random.Generator) -> list[Vessel]:
+    "Return the superior and the anterior inferior cerebellar artery of one side."
+    side = 1 if letter == 'L' else -1
+    origin = basilar.before(_draw_size(_LENGTHS, 'SCA offset', rng))
+    diameters = _draw_size(_DIAMETERS, 'SCA', rng), 0.8
+    sca = _shoot(f'{letter}_SCA', basilar, origin, _SCA, side, diameters, rng)
+    origin = basilar.at(rng.uniform(0.2, 0.5))[0]
+    diameters = _draw_size(_DIAMETERS, 'AICA', rng), 0.6
+    aica = _shoot(f'{letter}_AICA', basilar, origin, _AICA, side, diameters, rng)
+    return [sca, aica]
+
+# %% ../nbs/01_arteries.ipynb #ec5eb132
+def _draw_back(front: dict[str, Vessel], population: Population, spared: set[str], winding: float,
+               rng: np.random.Generator) -> list[Vessel]:
     "Return PCOM, P1 and P2 of both sides, and the basilar artery with its cerebellar branches."
-    vessels, ends = [], {}
-    both, length = {'LV': 1.0, 'RV': 1.0}, draw_size(LENGTHS, 'P1', rng)
-    fetal = {side: rng.random() < population.fetal_pca for side in 'LR'}
-    for side, letter in ((1, 'L'), (-1, 'R')):
-        origin, pcom_length = front[f'{letter}_ICA'].before(6.5), draw_size(LENGTHS, 'PCOM', rng)
-        across = abs(origin[0]) - rng.normal(5.6, 0.3)
-        ends[letter] = origin + beside((-across, math.sqrt(max((0.96 * pcom_length) ** 2 - across ** 2 - 1, 9.0)), 1), side)
-        wide = draw_size(DIAMETERS, 'PCOM', rng) * (1.5 if fetal[letter] else 1)
-        course = wiggle(bowed(origin, ends[letter], pcom_length, (0, 0, rng.choice([-1, 1]))), 0.3 * winding, 9, rng)
-        pcom = branch(f'{letter}_PCOM', course, (wide, wide),
-                      {f'{letter}I': 1.0 if fetal[letter] else rng.uniform(0.5, 0.9)}, front[f'{letter}_ICA'])
-        free, chance = f'{letter}_PCOM' not in spared, rng.random(2)
-        if free and chance[0] < population.infundibulum: pcom.radii += rng.uniform(0.5, 0.9) * np.clip(1.6 - arc_length(pcom.points) / 3, 0, 1)
-        elif free and chance[1] < population.absent_pcom and not fetal[letter]: pcom.filling = {}
+    _draw_size(_LENGTHS, 'P1', rng)                     # not used; keeps what each seed draws
+    fetal = {letter: rng.random() < population.fetal_pca for letter in 'LR'}
+    vessels, junctions = [], {}
+    for letter in 'LR':
+        carotid = front[f'{letter}_ICA']
+        pcom, end = _draw_pcom(letter, carotid, fetal[letter], population, spared, winding, rng)
         vessels.append(pcom)
-    tip = (ends['L'] + ends['R']) / 2 * (0, 1, 1) + rng.normal((0, 0.8, -0.8), (0.8, 1.2, 1.8))
-    bottom = tip + draw_size(LENGTHS, 'BA', rng) * np.array([rng.normal(0, 0.13), rng.normal(0.28, 0.13), -0.93])
-    basilar = branch('BA', wiggle(wiggle(resample(np.stack([bottom, (bottom + tip) / 2, tip])), 1.1 * winding, 25, rng), 0.4 * winding, 11, rng),
-                     (draw_size(DIAMETERS, 'BA proximal', rng), draw_size(DIAMETERS, 'BA distal', rng)), both)
+        junctions[letter] = end
+    tip = (junctions['L'] + junctions['R']) / 2 * (0, 1, 1) + rng.normal((0, 0.8, -0.8), (0.8, 1.2, 1.8))
+    basilar = _draw_basilar(tip, winding, rng)
     vessels.append(basilar)
-    for side, letter in ((1, 'L'), (-1, 'R')):
-        wide = draw_size(DIAMETERS, 'P1', rng) * (0.6 if fetal[letter] else 1)
-        bulge = 0, rng.normal(0.3, 0.4), rng.normal(0.4, 0.8)
-        course = wiggle(bowed(tip, ends[letter], draw_size(LENGTHS, 'P1', rng), bulge), 0.3 * winding, 9, rng)
-        p1 = branch(f'{letter}_P1', course, (wide, wide), both, basilar)
-        wide = draw_size(DIAMETERS, 'P2', rng)
-        p2 = shoot(f'{letter}_P2', p1, ends[letter], [(0, 0, 0), (6, 2, 1), (12, 9, 2), (15, 19, 3), (14, 31, 5), (9, 43, 7)], side,
-                   (wide, 0.6 * wide), rng, 0.1 * winding)
-        if fetal[letter]: p2.filling = {f'{letter}I': 0.9, 'LV': 0.5, 'RV': 0.5}
-        sca = shoot(f'{letter}_SCA', basilar, basilar.before(draw_size(LENGTHS, 'SCA offset', rng)),
-                    [(0, 0, 0), (8, 4, -3), (16, 12, -5), (16, 26, -4), (12, 38, -3)], side, (draw_size(DIAMETERS, 'SCA', rng), 0.8), rng)
-        aica = shoot(f'{letter}_AICA', basilar, basilar.at(rng.uniform(0.2, 0.5))[0],
-                     [(0, 0, 0), (9, 3, -3), (19, 9, -5), (30, 18, -6)], side, (draw_size(DIAMETERS, 'AICA', rng), 0.6), rng)
-        vessels += [p1, p2, sca, aica]
+    for letter in 'LR':
+        vessels += _draw_posterior(letter, basilar, tip, junctions[letter], fetal[letter], winding, rng)
+        vessels += _draw_cerebellar(letter, basilar, rng)
     return vessels
 
 # %% ../nbs/01_arteries.ipynb #3daa9928
-def draw_vertebral(side: int, basilar: Vessel, population: Population, winding: float, rng: np.random.Generator) -> list[Vessel]:
-    "Return one vertebral artery, in the neck and inside the skull, and its posterior inferior cerebellar artery."
+_CERVICAL = np.array([  # knots of the left vertebral artery in the neck, in mm from the dura
+    (16, -14, -75), (15, -15, -50), (14, -14, -22), (18, -10, -10), (14, 2, -5), (6, 5, -4)])
+_PICA = [(0, 0, 0), (2, 7, -4), (0, 14, -9), (-3, 20, -2), (-4, 24, 8), (2, 33, 3)]
+
+
+def _vertebral_course(side: int, basilar: Vessel, winding: float,
+                      rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    "Return the course of a vertebral artery, and the number of its point at the dura."
+    union = basilar.points[0]
+    length = _draw_size(_LENGTHS, 'VA', rng)
+    dura = union + beside((10, 11, -22), side) * min(1.0, 0.93 * length / 26.5) + rng.normal(0, 0.8, 3)
+    inside = wiggle(_bowed(dura, union, length, beside((0.6, 0.3, -0.3), side)), 0.9 * winding, 16, rng)
+    neck = dura + beside(_CERVICAL + rng.normal(0, 1.5, (6, 3)), side)
+    last = union - 3 * basilar.at(0.05)[1] + beside((1.2, 0, 0), side)
+    course = smooth(np.concatenate([neck, inside[:-10:8], [last, union]]))
+    return course, np.linalg.norm(course - dura, axis=1).argmin()
+
+# %% ../nbs/01_arteries.ipynb #3daa9929
+def _draw_vertebral(side: int, basilar: Vessel, population: Population, winding: float,
+                    rng: np.random.Generator) -> list[Vessel]:
+    "Return one vertebral artery, in the neck and inside the skull, and its cerebellar artery (PICA)."
     letter, other = ('L', 'R') if side > 0 else ('R', 'L')
     filling = {f'{letter}V': 1.0}
-    union, length = basilar.points[0], draw_size(LENGTHS, 'VA', rng)
-    dura = union + beside((10, 11, -22), side) * min(1.0, 0.93 * length / 26.5) + rng.normal(0, 0.8, 3)
-    inside = wiggle(bowed(dura, union, length, beside((0.6, 0.3, -0.3), side)), 0.9 * winding, 16, rng)
-    neck = dura + beside(np.array([(16, -14, -75), (15, -15, -50), (14, -14, -22), (18, -10, -10), (14, 2, -5), (6, 5, -4)])
-                         + rng.normal(0, 1.5, (6, 3)), side)
-    upward = basilar.at(0.05)[1]
-    course = smooth(np.concatenate([neck, inside[:-10:8], [union - 3 * upward + beside((1.2, 0, 0), side), union]]))
-    cut = np.linalg.norm(course - dura, axis=1).argmin()
+    course, cut = _vertebral_course(side, basilar, winding, rng)
     size = rng.uniform(0.55, 0.75) if rng.random() < population.hypoplastic_va else 1.0
-    wide, narrow = size * draw_size(DIAMETERS, 'VA proximal', rng), size * draw_size(DIAMETERS, 'VA distal', rng)
-    va = branch(f'{letter}_VA', course[cut:], (wide, narrow), filling)
-    pica = shoot(f'{letter}_PICA', va, va.at(rng.uniform(0.4, 0.65))[0], [(0, 0, 0), (2, 7, -4), (0, 14, -9), (-3, 20, -2), (-4, 24, 8), (2, 33, 3)],
-                 side, (draw_size(DIAMETERS, 'PICA', rng), 0.8), rng)
+    wide = size * _draw_size(_DIAMETERS, 'VA proximal', rng)
+    narrow = size * _draw_size(_DIAMETERS, 'VA distal', rng)
+    va = _branch(f'{letter}_VA', course[cut:], (wide, narrow), filling)
+    origin = va.at(rng.uniform(0.4, 0.65))[0]
+    diameters = _draw_size(_DIAMETERS, 'PICA', rng), 0.8
+    pica = _shoot(f'{letter}_PICA', va, origin, _PICA, side, diameters, rng)
     if rng.random() < population.reflux: va.filling = filling | {f'{other}V': rng.uniform(0.3, 0.8)}
-    return [branch(f'{letter}_VA_neck', course[:cut + 1], (wide, wide), filling), va, pica]
+    return [_branch(f'{letter}_VA_neck', course[:cut + 1], (wide, wide), filling), va, pica]
 
 # %% ../nbs/01_arteries.ipynb #c7086685
-EXTERNAL = {  # knots of the left external carotid's branches in mm, and diameter at the origin
-    'trunk': ([(26, 6, -82), (30, 3, -68), (34, 6, -50)], 3.6), 'facial': ([(28, 3, -78), (32, -18, -82), (34, -35, -72), (30, -55, -55)], 2.0),
-    'maxillary': ([(34, 6, -50), (30, -8, -42), (24, -28, -36), (20, -42, -34)], 2.2), 'occipital': ([(29, 4, -72), (36, 25, -64), (42, 55, -48), (38, 82, -30)], 1.9),
-    'temporal': ([(34, 6, -50), (60, 8, -30), (72, 4, -8), (76, -2, 20)], 1.8), 'meningeal': ([(31, -4, -42), (38, -2, -30), (56, -4, -12), (68, 8, 18)], 1.1)}
+_EXTERNAL = {  # knots of the left external carotid's branches in mm, and diameter at the origin
+    'trunk': ([(26, 6, -82), (30, 3, -68), (34, 6, -50)], 3.6),
+    'facial': ([(28, 3, -78), (32, -18, -82), (34, -35, -72), (30, -55, -55)], 2.0),
+    'maxillary': ([(34, 6, -50), (30, -8, -42), (24, -28, -36), (20, -42, -34)], 2.2),
+    'occipital': ([(29, 4, -72), (36, 25, -64), (42, 55, -48), (38, 82, -30)], 1.9),
+    'temporal': ([(34, 6, -50), (60, 8, -30), (72, 4, -8), (76, -2, 20)], 1.8),
+    'meningeal': ([(31, -4, -42), (38, -2, -30), (56, -4, -12), (68, 8, 18)], 1.1)}
 
 
-def draw_external(side: int, neck: Vessel, rng: np.random.Generator) -> list[Vessel]:
+def _draw_external(side: int, neck: Vessel, rng: np.random.Generator) -> list[Vessel]:
     "Return the external carotid's main branches of one side; they fill with the internal carotid."
-    shift = neck.points[np.abs(neck.points[:, 2] + 82).argmin()] - beside(EXTERNAL['trunk'][0][0], side)
+    origin = neck.points[np.abs(neck.points[:, 2] + 82).argmin()]
+    shift = (origin - beside(_EXTERNAL['trunk'][0][0], side)) * (1, 1, 0)
     drawn = []
-    for name, (knots, wide) in EXTERNAL.items():
-        knots = beside(knots, side) + shift * (1, 1, 0) * np.linspace(1, 0.3, len(knots))[:, None] + rng.normal(0, 2, (len(knots), 3)) * (np.arange(len(knots)) > 0)[:, None]
+    for name, (knots, wide) in _EXTERNAL.items():
+        fading = np.linspace(1, 0.3, len(knots))[:, None]
+        free = (np.arange(len(knots)) > 0)[:, None]                          # the first knot does not stray
+        knots = beside(knots, side) + shift * fading + rng.normal(0, 2, (len(knots), 3)) * free
         contrast = {injection: rng.uniform(0.4, 0.9) for injection in neck.filling}
-        drawn.append(branch(f'{neck.name[0]}_E{name}', wiggle(smooth(knots), 2.0, 18, rng), (wide, 0.5 * wide), contrast))
+        course = wiggle(smooth(knots), 2.0, 18, rng)
+        drawn.append(_branch(f'{neck.name[0]}_E{name}', course, (wide, 0.5 * wide), contrast))
     return drawn
 
 # %% ../nbs/01_arteries.ipynb #92473482
-SURFACES = {  # ellipsoids on which distal arteries run: centre and half-axes in mm, for the left side
+_SURFACES = {  # ellipsoids on which distal arteries run: centre and half-axes in mm, for the left side
     'convexity': ((3, 15, 22), (63, 82, 62)), 'medial': ((2.0, 15, 22), (1.2, 78, 60)),
-    'scalp': ((0, 15, 18), (78, 98, 84)), 'face': ((0, -10, -40), (48, 62, 60)), 'occipital': ((7, 15, 22), (3, 80, 58)), 'temporal': ((3, 15, 22), (60, 78, 31)), 'cerebellum': ((0, 52, -30), (52, 34, 25))}
-TERRITORIES = {  # parent: list of (where along it, surface, heading for the left side, length in mm)
-    'A2': [(0.10, 'medial', (0, -1, -0.3), 35), (0.24, 'medial', (0, -1, 0.4), 45), (0.36, 'medial', (0, -0.5, 1), 75), (0.50, 'medial', (0, 0.1, 1), 60),
-           (0.72, 'medial', (0, 0.3, 1), 50), (0.88, 'medial', (0, 0.6, 1), 45), (1.0, 'medial', (0, 1, 0), 35)],
-    'P2': [(0.2, 'temporal', (0.9, 0.4, -0.2), 45), (0.4, 'temporal', (0.8, 0.8, -0.3), 55), (0.6, 'temporal', (0.5, 1, -0.1), 60),
-           (0.8, 'occipital', (0, 0.8, 0.6), 45), (1.0, 'occipital', (0, 1, 0.1), 50), (1.0, 'occipital', (0, 0.7, 0.9), 60)],
-    'SCA': [(0.4, 'cerebellum', (0.9, 0.5, -0.3), 40), (0.6, 'cerebellum', (0.8, 0.8, 0), 45), (0.8, 'cerebellum', (0.5, 1, 0), 50),
-            (1.0, 'cerebellum', (0.4, 1, 0), 50), (1.0, 'cerebellum', (-0.3, 1, 0), 45)],
-    'PICA': [(0.6, 'cerebellum', (0.8, 0.5, -0.4), 40), (0.85, 'cerebellum', (0.7, 0.8, -0.2), 50), (1.0, 'cerebellum', (0.6, 0.9, 0), 55), (1.0, 'cerebellum', (-0.2, 1, 0.3), 50)],
-    'AICA': [(0.6, 'cerebellum', (0.5, 1, -0.3), 35), (1.0, 'cerebellum', (0.7, 0.9, -0.3), 45), (1.0, 'cerebellum', (0.2, 0.9, 0.5), 40)],
-    'Etemporal': [(0.6, 'scalp', (0, -0.7, 0.7), 60), (1.0, 'scalp', (0, 0.5, 0.8), 70)], 'Eoccipital': [(0.6, 'scalp', (0, 0.5, 0.8), 50), (1.0, 'scalp', (0, 0.2, 1), 60)],
-    'Emaxillary': [(0.4, 'face', (0, -1, -0.6), 30), (0.7, 'face', (0, -1, 0.3), 30), (1.0, 'face', (0, -1, -0.5), 35)], 'Efacial': [(0.5, 'face', (0, -1, -0.2), 30), (1.0, 'face', (0, -0.4, 1), 35)],
+    'occipital': ((7, 15, 22), (3, 80, 58)), 'temporal': ((3, 15, 22), (60, 78, 31)),
+    'cerebellum': ((0, 52, -30), (52, 34, 25)),
+    'scalp': ((0, 15, 18), (78, 98, 84)), 'face': ((0, -10, -40), (48, 62, 60))}
+_TERRITORIES = {  # parent: list of (where along it, surface, heading for the left side, length in mm)
+    'A2': [(0.10, 'medial', (0, -1, -0.3), 35), (0.24, 'medial', (0, -1, 0.4), 45),
+           (0.36, 'medial', (0, -0.5, 1), 75), (0.50, 'medial', (0, 0.1, 1), 60),
+           (0.72, 'medial', (0, 0.3, 1), 50), (0.88, 'medial', (0, 0.6, 1), 45),
+           (1.0, 'medial', (0, 1, 0), 35)],
+    'P2': [(0.2, 'temporal', (0.9, 0.4, -0.2), 45), (0.4, 'temporal', (0.8, 0.8, -0.3), 55),
+           (0.6, 'temporal', (0.5, 1, -0.1), 60), (0.8, 'occipital', (0, 0.8, 0.6), 45),
+           (1.0, 'occipital', (0, 1, 0.1), 50), (1.0, 'occipital', (0, 0.7, 0.9), 60)],
+    'SCA': [(0.4, 'cerebellum', (0.9, 0.5, -0.3), 40), (0.6, 'cerebellum', (0.8, 0.8, 0), 45),
+            (0.8, 'cerebellum', (0.5, 1, 0), 50), (1.0, 'cerebellum', (0.4, 1, 0), 50),
+            (1.0, 'cerebellum', (-0.3, 1, 0), 45)],
+    'PICA': [(0.6, 'cerebellum', (0.8, 0.5, -0.4), 40), (0.85, 'cerebellum', (0.7, 0.8, -0.2), 50),
+             (1.0, 'cerebellum', (0.6, 0.9, 0), 55), (1.0, 'cerebellum', (-0.2, 1, 0.3), 50)],
+    'AICA': [(0.6, 'cerebellum', (0.5, 1, -0.3), 35), (1.0, 'cerebellum', (0.7, 0.9, -0.3), 45),
+             (1.0, 'cerebellum', (0.2, 0.9, 0.5), 40)],
+    'Etemporal': [(0.6, 'scalp', (0, -0.7, 0.7), 60), (1.0, 'scalp', (0, 0.5, 0.8), 70)],
+    'Eoccipital': [(0.6, 'scalp', (0, 0.5, 0.8), 50), (1.0, 'scalp', (0, 0.2, 1), 60)],
+    'Emaxillary': [(0.4, 'face', (0, -1, -0.6), 30), (0.7, 'face', (0, -1, 0.3), 30),
+                   (1.0, 'face', (0, -1, -0.5), 35)],
+    'Efacial': [(0.5, 'face', (0, -1, -0.2), 30), (1.0, 'face', (0, -0.4, 1), 35)],
     'Emeningeal': [(0.7, 'convexity', (0, 0.8, 0.6), 40), (1.0, 'convexity', (0, -0.3, 1), 45)]}
 
 # %% ../nbs/01_arteries.ipynb #d35e803f
-def grow(sprouts: list[tuple], rng: np.random.Generator) -> list[np.ndarray]:
-    "Return one winding course for each sprout (parent, point, surface, heading, length, side), in steps of 1 mm, all grown side by side."
-    point = np.array([parent.points[i] for parent, i, *_ in sprouts])
-    heading, lengths = np.array([sprout[3] for sprout in sprouts], float), np.array([sprout[4] for sprout in sprouts])
-    heading /= np.linalg.norm(heading, axis=1, keepdims=True)
-    centres, axes = (np.array([SURFACES[surface][i] for _, _, surface, *_ in sprouts], float) for i in (0, 1))
-    axes += axes.clip(3, 40) * rng.uniform(-0.2, 0.04, (len(axes), 1))                # arteries dip into the furrows
+def _walls(sprouts: list[tuple], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    "Return centre and half-axes of each sprout's surface, (n, 3) in mm; they differ a little."
+    shapes = [_SURFACES[surface] for _, _, surface, *_ in sprouts]
+    centres = np.array([centre for centre, _ in shapes], float)
+    axes = np.array([half_axes for _, half_axes in shapes], float)
+    axes += axes.clip(3, 40) * rng.uniform(-0.2, 0.04, (len(axes), 1))       # arteries dip into the furrows
     centres += rng.normal(0, (2.5, 3, 3), centres.shape)
     centres[:, 0] *= [side for *_, side in sprouts]
-    course, slow, fast = [point], np.zeros(len(point)), np.zeros(len(point))
+    return centres, axes
+
+
+def _step(point: np.ndarray, heading: np.ndarray, turn: np.ndarray, centres: np.ndarray,
+          axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Return points, (n, 3), 1 mm farther on their surfaces, and headings after a turn, (n, 1), in radians."
+    inside = (point - centres) / axes
+    normal = inside / axes
+    slope = np.sqrt((normal ** 2).sum(1, keepdims=True))
+    normal /= slope
+    heading = heading * np.cos(turn) + np.cross(normal, heading) * np.sin(turn)
+    heading -= normal * (heading * normal).sum(1, keepdims=True)
+    heading /= np.sqrt((heading ** 2).sum(1, keepdims=True))
+    off = ((inside ** 2).sum(1, keepdims=True) - 1) / (2 * slope)
+    return point + heading - normal * np.clip(0.3 * off, -0.8, 0.8), heading
+
+# %% ../nbs/01_arteries.ipynb #d35e8040
+def _grow(sprouts: list[tuple], rng: np.random.Generator) -> list[np.ndarray]:
+    "Return a winding course in steps of 1 mm for each sprout: parent, point, surface, heading, length, side."
+    point = np.array([parent.points[i] for parent, i, *_ in sprouts])
+    heading = _unit(np.array([sprout[3] for sprout in sprouts], float))
+    lengths = np.array([sprout[4] for sprout in sprouts])
+    centres, axes = _walls(sprouts, rng)
+    slow = fast = np.zeros(len(point))
+    course = [point]
     for _ in range(int(lengths.max())):
-        inside = (point - centres) / axes
-        normal = inside / axes
-        slope = np.sqrt((normal ** 2).sum(1, keepdims=True))
-        normal /= slope
-        slow, fast = 0.93 * slow + rng.normal(0, 0.016, len(slow)), 0.75 * fast + rng.normal(0, 0.095, len(fast))
-        turn = (slow + fast)[:, None]
-        heading = heading * np.cos(turn) + np.cross(normal, heading) * np.sin(turn)
-        heading -= normal * (heading * normal).sum(1, keepdims=True)
-        heading /= np.sqrt((heading ** 2).sum(1, keepdims=True))
-        off = ((inside ** 2).sum(1, keepdims=True) - 1) / (2 * slope)
-        point = point + heading - normal * np.clip(0.3 * off, -0.8, 0.8)
+        slow = 0.93 * slow + rng.normal(0, 0.016, len(slow))
+        fast = 0.75 * fast + rng.normal(0, 0.095, len(fast))
+        point, heading = _step(point, heading, (slow + fast)[:, None], centres, axes)
         course.append(point)
     course = np.stack(course, axis=1)
     return [line[:max(4, int(length) + 1)] for line, length in zip(course, lengths)]
 
 # %% ../nbs/01_arteries.ipynb #1384f6ce
-def draw_cortex(vessels: dict[str, Vessel], rng: np.random.Generator, generations: int = 3) -> list[Vessel]:
-    "Return the distal arteries: each territory's branches over its surface, and their branches, generation by generation."
-    sprouts = []                                                  # parent, point of its centreline, surface, heading, length in mm, side
+def _first_sprouts(vessels: dict[str, Vessel], rng: np.random.Generator) -> list[tuple]:
+    "Return where distal arteries sprout, as `_grow` takes it."
+    sprouts = []
     for name, parent in vessels.items():
-        side, kind, last = (1 if name[0] == 'L' else -1), name[2:], len(parent.points) - 1
+        side, kind = (1 if name[0] == 'L' else -1), name[2:]
+        last = len(parent.points) - 1
         if kind.startswith('M3'):
-            sprouts.append((parent, last, 'convexity', parent.points[-1] - parent.points[-4], rng.uniform(55, 100), side))
-        sprouts += [(parent, round(where * last), surface, beside(heading, side), length * rng.uniform(0.7, 1.2), side)
-                    for where, surface, heading, length in TERRITORIES.get(kind, [])]
+            heading = parent.points[-1] - parent.points[-4]
+            sprouts.append((parent, last, 'convexity', heading, rng.uniform(55, 100), side))
+        for where, surface, heading, length in _TERRITORIES.get(kind, []):
+            heading, length = beside(heading, side), length * rng.uniform(0.7, 1.2)
+            sprouts.append((parent, round(where * last), surface, heading, length, side))
+    return sprouts
+
+# %% ../nbs/01_arteries.ipynb #1384f6d0
+def _distal(name: str, parent: Vessel, i: int, course: np.ndarray, rng: np.random.Generator) -> Vessel:
+    "Return a distal artery that leaves its parent at point `i`."
+    origin = float(parent.radii[i])
+    wide = origin * (0.95 if i == len(parent.radii) - 1 else rng.uniform(0.6, 0.85))
+    radii = wide * (1 - 0.4 / (len(course) - 1) * np.arange(len(course)))
+    return Vessel(name, course, radii, parent.filling, 0.8 * origin, 1.0)
+
+
+def _next_sprouts(vessel: Vessel, surface: str, length: float, side: int,
+                  rng: np.random.Generator) -> list[tuple]:
+    "Return where a distal artery's own branches sprout."
+    course = vessel.points
+    places = np.sort(rng.uniform(0.12, 0.92, round(length / (8 if surface == 'cerebellum' else 10))))
+    knots = (places * (len(course) - 3)).astype(int) + 1
+    flows = _unit(course[knots + 1] - course[knots - 1])
+    aside = rng.normal(0, 1, flows.shape)
+    headings = flows + 0.9 * aside / np.linalg.norm(aside, axis=1, keepdims=True)
+    shares = rng.uniform(0.3, 0.65, len(knots))
+    return [(vessel, knot, surface, heading, length * share, side)
+            for knot, heading, share in zip(knots, headings, shares)]
+
+# %% ../nbs/01_arteries.ipynb #1384f6cf
+def _draw_cortex(vessels: dict[str, Vessel], rng: np.random.Generator, generations: int = 3) -> list[Vessel]:
+    "Return the distal arteries: each territory's branches over its surface, and theirs, by generations."
+    sprouts = _first_sprouts(vessels, rng)
     drawn = []
     for generation in range(generations):
-        courses = grow(sprouts, rng)
         following = []
-        for (parent, i, surface, _, length, side), course in zip(sprouts, courses):
-            origin = float(parent.radii[i])
-            wide = origin * (0.95 if i == len(parent.radii) - 1 else rng.uniform(0.6, 0.85))
-            radii = wide * (1 - 0.4 / (len(course) - 1) * np.arange(len(course)))
-            vessel = Vessel(f'{parent.name}.{len(drawn)}', course, radii, parent.filling, 0.8 * origin, 1.0)
+        for (parent, i, surface, _, length, side), course in zip(sprouts, _grow(sprouts, rng)):
+            vessel = _distal(f'{parent.name}.{len(drawn)}', parent, i, course, rng)
             drawn.append(vessel)
-            if generation + 1 == generations: continue
-            places = np.sort(rng.uniform(0.12, 0.92, round(length / (8 if surface == 'cerebellum' else 10))))
-            knots = (places * (len(course) - 3)).astype(int) + 1
-            flows = course[knots + 1] - course[knots - 1]
-            flows /= np.linalg.norm(flows, axis=1, keepdims=True)
-            aside = rng.normal(0, 1, flows.shape)
-            headings = flows + 0.9 * aside / np.linalg.norm(aside, axis=1, keepdims=True)
-            following += [(vessel, knot, surface, heading, length * share, side) for knot, heading, share in zip(knots, headings, rng.uniform(0.3, 0.65, len(knots)))]
+            if generation + 1 < generations: following += _next_sprouts(vessel, surface, length, side, rng)
         sprouts = following
     return drawn
 
 # %% ../nbs/01_arteries.ipynb #f811eb5c
-def roughen(vessels, population: Population, rng: np.random.Generator) -> None:
-    "Change the vessels' radii in place: one factor for the patient, gentle swellings, and plaques in some patients."
-    calibre, uneven = rng.uniform(*population.calibre), rng.uniform(*population.uneven)
+def _roughen(vessels, population: Population, rng: np.random.Generator) -> None:
+    "Change the vessels' radii in place: a factor for the patient, gentle swellings, and plaques in some."
+    calibre = rng.uniform(*population.calibre)
+    uneven = rng.uniform(*population.uneven)
     plaques = rng.random() < population.plaques
     for vessel in vessels:
         where = arc_length(vessel.points)
         knots = np.arange(0, where[-1] + 8, 4)
         change = np.interp(where, knots, rng.normal(0, uneven, len(knots)))
         spots = rng.integers(1, 4) if plaques and vessel.radii.max() > 0.9 else 0
-        for middle, depth, reach in zip(rng.uniform(0, where[-1], spots), rng.uniform(-0.45, 0.3, spots), rng.uniform(1, 5, spots)):
+        middles = rng.uniform(0, where[-1], spots)
+        depths = rng.uniform(-0.45, 0.3, spots)
+        reaches = rng.uniform(1, 5, spots)
+        for middle, depth, reach in zip(middles, depths, reaches):
             change += depth * np.exp(-((where - middle) / reach) ** 2)
         vessel.radii = vessel.radii * calibre * np.exp(np.clip(change, -0.7, 0.35))
         vessel.hidden *= calibre
 
 # %% ../nbs/01_arteries.ipynb #41859fd5
-def draw_vessels(rng: np.random.Generator, population: Population = Population(), locations=(), generations: int = 3) -> dict[str, Vessel]:
+def _junctions(tops: dict, a1_lengths: dict, acom_length: float) -> dict[int, np.ndarray]:
+    "Return where both A1 end: at one height, as far forward as the shorter one reaches."
+    up = (tops[1][2] + tops[-1][2]) / 2 + 2.5
+    reaches = []
+    for side, top in tops.items():
+        left = (0.97 * a1_lengths[side]) ** 2 - (abs(top[0]) - acom_length / 2) ** 2 - (up - top[2]) ** 2
+        reaches.append(top[1] - math.sqrt(max(left, 4.0)))
+    return {side: np.array([side * acom_length / 2, max(reaches), up]) for side in tops}
+
+
+def _named(vessels) -> dict[str, Vessel]:
+    "Return vessels by name."
+    return {vessel.name: vessel for vessel in vessels}
+
+# %% ../nbs/01_arteries.ipynb #41859fd7
+def _draw_carotid_sides(population: Population, winding: float, thin: dict, acom_length: float,
+                        rng: np.random.Generator) -> dict[str, Vessel]:
+    "Return what the carotids of both sides feed, by name; `thin` says whose A1 is."
+    carotids = {side: _draw_carotid(side, population, winding, rng) for side in (1, -1)}
+    a1_lengths = {side: _draw_size(_LENGTHS, 'A1', rng) for side in (1, -1)}
+    tops = {side: carotid.points[-1] for side, (_, carotid) in carotids.items()}
+    junctions = _junctions(tops, a1_lengths, acom_length)
+    named = {}
+    for side, letter in ((1, 'L'), (-1, 'R')):
+        neck, carotid = carotids[side]
+        front = _draw_front(side, carotid, a1_lengths[side], junctions[side], thin[letter], winding, rng)
+        outside = _draw_external(side, neck, rng) if rng.random() < population.external else []
+        middle = _draw_middle_cerebral(side, front[2], population, rng)
+        named |= _named([neck, carotid, *front, *middle, *outside])
+    return named
+
+# %% ../nbs/01_arteries.ipynb #41859fd8
+def _join_sides(named: dict[str, Vessel], population: Population, thin: dict,
+                rng: np.random.Generator) -> None:
+    "Add the anterior communicating artery, and let the other side's A2 fill through it in some patients."
+    left, right = named['L_A1'].points[-1], named['R_A1'].points[-1]
+    wide = _draw_size(_DIAMETERS, 'ACOM', rng)
+    course = resample(np.stack([left, (left + right) / 2, right]), 0.2)
+    named['ACOM'] = _branch('ACOM', course, (wide, wide), {'LI': 1.0, 'RI': 1.0})
+    for letter, other in ('LR', 'RL'):
+        if thin[letter]:
+            named[f'{letter}_A2'].filling = {f'{letter}I': 0.4, f'{other}I': 0.95}
+        elif rng.random() < population.cross_filling:
+            named[f'{letter}_A2'].filling = {f'{letter}I': 1.0, f'{other}I': rng.uniform(0.4, 0.8)}
+
+# %% ../nbs/01_arteries.ipynb #41859fd6
+def draw_vessels(rng: np.random.Generator, population: Population = Population(), locations=(),
+                 generations: int = 3) -> dict[str, Vessel]:
     """Return all arteries of one simulated head by name.
 
-    Coordinates are millimetres from a point between both carotid termini: x to the patient's left, y to the back, z up.
-    No variant removes an artery that has one of the flagged `locations`. `generations` of cortical branches follow, 0 for none.
+    Coordinates are millimetres from a point between both carotid termini: x to the patient's left, y to the
+    back, z up.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        The same state gives the same tree.
+    population : Population
+    locations : collection of str
+        Flagged locations; no variant removes an artery that has one of them.
+    generations : int
+        Of cortical branches, 0 for none.
+
+    Returns
+    -------
+    dict of str to Vessel
     """
-    spared, named = set(locations), {}
-    acom_length = draw_size(LENGTHS, 'ACOM', rng)
-    thin = {letter: rng.random() < population.hypoplastic_a1 and not spared & {f'{letter}_ACA', f'{letter}_ACOM'} for letter in 'LR'}
+    spared = set(locations)
+    acom_length = _draw_size(_LENGTHS, 'ACOM', rng)
+    thin = {letter: rng.random() < population.hypoplastic_a1
+            and not spared & {f'{letter}_ACA', f'{letter}_ACOM'} for letter in 'LR'}
     if thin['L']: thin['R'] = False
     winding = rng.uniform(*population.winding)
-    carotids = {side: draw_carotid(side, population, winding, rng) for side in (1, -1)}
-    a1_lengths = {side: draw_size(LENGTHS, 'A1', rng) for side in (1, -1)}
-    tops = {side: carotids[side][1].points[-1] for side in (1, -1)}
-    up = (tops[1][2] + tops[-1][2]) / 2 + 2.5                     # both A1 end at one height, as far forward as the shorter one reaches
-    forward = max(top[1] - math.sqrt(max((0.97 * a1_lengths[side]) ** 2 - (abs(top[0]) - acom_length / 2) ** 2 - (up - top[2]) ** 2, 4.0)) for side, top in tops.items())
-    for side, letter in ((1, 'L'), (-1, 'R')):
-        carotid, junction = carotids[side], np.array([side * acom_length / 2, forward, up])
-        front = draw_front(side, carotid[1], a1_lengths[side], junction, thin[letter], winding, rng)
-        outside = draw_external(side, carotid[0], rng) if rng.random() < population.external else []
-        named |= {vessel.name: vessel for vessel in [*carotid, *front, *draw_middle_cerebral(side, front[2], population, rng), *outside]}
-    left, right = named['L_A1'].points[-1], named['R_A1'].points[-1]
-    wide = draw_size(DIAMETERS, 'ACOM', rng)
-    named['ACOM'] = branch('ACOM', resample(np.stack([left, (left + right) / 2, right]), 0.2), (wide, wide), {'LI': 1.0, 'RI': 1.0})
-    for letter, other in ('LR', 'RL'):
-        if thin[letter] or rng.random() < population.cross_filling:
-            named[f'{letter}_A2'].filling = {f'{letter}I': 0.4 if thin[letter] else 1.0, f'{other}I': 0.95 if thin[letter] else rng.uniform(0.4, 0.8)}
-    named |= {vessel.name: vessel for vessel in draw_back(named, population, spared, winding, rng)}
-    for side in (1, -1):
-        named |= {vessel.name: vessel for vessel in draw_vertebral(side, named['BA'], population, winding, rng)}
-    roughen(named.values(), population, rng)
-    return named | {vessel.name: vessel for vessel in (draw_cortex(named, rng, generations) if generations else [])}
+    named = _draw_carotid_sides(population, winding, thin, acom_length, rng)
+    _join_sides(named, population, thin, rng)
+    named |= _named(_draw_back(named, population, spared, winding, rng))
+    for side in (1, -1): named |= _named(_draw_vertebral(side, named['BA'], population, winding, rng))
+    _roughen(named.values(), population, rng)
+    return named | _named(_draw_cortex(named, rng, generations) if generations else [])

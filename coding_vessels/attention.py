@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from .anatomy import LOCATIONS, LOOKS, READINGS, STRUCTURES, VIEWS, structure_of, views_of
+from .anatomy import LOCATIONS, LOOKS, READINGS, STRUCTURES, VIEWS, structure_of
 
 # %% auto #0
 __all__ = ['LOOK', 'SpatialAttention', 'look_maps', 'CloseUps', 'LocationReadout']
@@ -37,24 +37,34 @@ class SpatialAttention(keras.layers.Layer):
         return input_shape
 
 # %% ../nbs/05_attention.ipynb #3ea6cb04
-LOOK = 64                                                    # side of a closer look, in pixels of a preprocessed frame
+LOOK = 64                                              # pixels, side of a closer look at a preprocessed frame
 _LOOKED = LOOKS @ (len(STRUCTURES), 1)                       # their places among all 8 x 13 maps
 
 
 def look_maps(maps):
-    "Return the maps that belong to LOOKS, (batch, 52, height, width), of all maps, (batch, 8, height, width, 13)."
+    "Return the maps of LOOKS, (batch, 52, height, width), of all maps, (batch, 8, height, width, 13)."
     height, width = maps.shape[2:4]
-    maps = ops.reshape(ops.transpose(maps, (0, 1, 4, 2, 3)), (-1, len(VIEWS) * len(STRUCTURES), height, width))
+    maps = ops.transpose(maps, (0, 1, 4, 2, 3))
+    maps = ops.reshape(maps, (-1, len(VIEWS) * len(STRUCTURES), height, width))
     return ops.take(maps, _LOOKED, axis=1)
 
 # %% ../nbs/05_attention.ipynb #e51139a1
+def _corners(maps, size: int, pixels: int):
+    "Return row and column of the first pixel of a square about each map's peak, (batch, 52, 2), int32."
+    cells = maps.shape[2]
+    scores = ops.reshape(look_maps(maps), (-1, len(LOOKS), cells * cells))
+    peak = ops.top_k(scores, 1)[1][..., 0]                         # an argmax that other engines know, too
+    corner = ops.stack([peak // cells, peak % cells], axis=-1) * (size // cells)
+    return ops.cast(corner, 'int32') + size // cells // 2 - pixels // 2
+
+# %% ../nbs/05_attention.ipynb #e51139a2
 @keras.saving.register_keras_serializable(package='coding_vessels')
 class CloseUps(keras.layers.Layer):
     """Cuts a square around the peak of each looked-at map out of the frames.
 
-    Input: frames (batch, 8, size, size, 1) and maps (batch, 8, cells, cells, 13). Output: squares (batch, 52, pixels, pixels, 1)
-    and the row and column of their centres in cells, (batch, 52, 2). Squares stay within the frame. In training each is moved
-    at random by up to half a cell.
+    Input: frames (batch, 8, size, size, 1) and maps (batch, 8, cells, cells, 13). Output: squares
+    (batch, 52, pixels, pixels, 1) and the row and column of their centres in cells, (batch, 52, 2). Squares
+    stay within the frame. In training each is moved at random by up to half a cell.
 
     Parameters
     ----------
@@ -69,19 +79,23 @@ class CloseUps(keras.layers.Layer):
     def call(self, inputs, training=None):
         frames, maps = inputs
         size, cells = frames.shape[2], maps.shape[2]
-        peak = ops.top_k(ops.reshape(look_maps(maps), (-1, len(LOOKS), cells * cells)), 1)[1][..., 0]        # argmax that other engines know, too
-        corner = ops.cast(ops.stack([peak // cells, peak % cells], axis=-1) * (size // cells), 'int32') + size // cells // 2 - self.pixels // 2
-        if training: corner += ops.cast(keras.random.uniform(ops.shape(corner), -0.5, 0.5, seed=self.seed) * (size // cells), 'int32')
+        corner = _corners(maps, size, self.pixels)
+        if training:
+            shift = keras.random.uniform(ops.shape(corner), -0.5, 0.5, seed=self.seed)
+            corner += ops.cast(shift * (size // cells), 'int32')
         corner = ops.clip(corner, 0, size - self.pixels)
         step = np.arange(self.pixels)
-        within = np.add.outer(step * size, step).ravel() + (LOOKS[:, :1] * size * size)                     # (52, pixels * pixels)
+        # (52, pixels * pixels)
+        within = np.add.outer(step * size, step).ravel() + (LOOKS[:, :1] * size * size)
         index = within.astype('int32') + (corner[..., :1] * size + corner[..., 1:])
-        squares = ops.take_along_axis(ops.reshape(frames, (-1, len(VIEWS) * size * size)), ops.reshape(index, (-1, index.shape[1] * index.shape[2])), axis=1)
+        index = ops.reshape(index, (-1, index.shape[1] * index.shape[2]))
+        squares = ops.take_along_axis(ops.reshape(frames, (-1, len(VIEWS) * size * size)), index, axis=1)
         centre = (ops.cast(corner, self.compute_dtype) + self.pixels / 2 - 0.5) * (cells / size) - 0.5
         return ops.reshape(squares, (-1, len(LOOKS), self.pixels, self.pixels, 1)), centre
 
     def compute_output_shape(self, shapes):
-        return (shapes[0][0], len(LOOKS), self.pixels, self.pixels, 1), (shapes[0][0], len(LOOKS), 2)
+        batch = shapes[0][0]
+        return (batch, len(LOOKS), self.pixels, self.pixels, 1), (batch, len(LOOKS), 2)
 
     def get_config(self):
         return super().get_config() | {'pixels': self.pixels}
@@ -89,35 +103,49 @@ class CloseUps(keras.layers.Layer):
 # %% ../nbs/05_attention.ipynb #1abba7e8
 _VESSELS = sorted({location.split('_')[-1] for location in LOCATIONS})
 _VESSEL = np.array([_VESSELS.index(location.split('_')[-1]) for location in LOCATIONS])
-_READ = np.array([[LOOKS.tolist().index([view, structure_of(location, VIEWS[view])]) for view in row] for location, row in zip(LOCATIONS, READINGS)])
+_READ = np.array([[LOOKS.tolist().index([view, structure_of(location, VIEWS[view])]) for view in row]
+                  for location, row in zip(LOCATIONS, READINGS)])
 
 
+def _read_maps(features, maps):
+    "Return features, place and peak under each map, (batch, 8, 13, channels + 3)."
+    height, width, channels = features.shape[2:]
+    y, x = np.mgrid[:height, :width]
+    place = np.stack([(x.ravel() + 0.5) / width, (y.ravel() + 0.5) / height], 1) - 0.5
+    place = ops.convert_to_tensor(place, maps.dtype)
+    maps = ops.transpose(maps, (0, 1, 4, 2, 3))
+    scores = ops.reshape(maps, (-1, len(VIEWS), len(STRUCTURES), height * width))
+    weights = ops.softmax(scores, axis=-1)
+    seen = ops.matmul(weights, ops.reshape(features, (-1, len(VIEWS), height * width, channels)))
+    peak = ops.max(scores, axis=-1, keepdims=True) / 4
+    return ops.concatenate([seen, ops.matmul(weights, place), peak], axis=-1)
+
+# %% ../nbs/05_attention.ipynb #1abba7e9
 @keras.saving.register_keras_serializable(package='coding_vessels')
 class LocationReadout(keras.layers.Layer):
     """Reads, for each location, what its views show where its map is high.
 
-    Input: features (batch, 8, height, width, channels), maps (batch, 8, height, width, 13), before any sigmoid, and perhaps what
-    the closer looks saw, (batch, 52, near). Output: (batch, 21, 4, channels + 3 + near + 8), the four readings of each location:
-    features, x and y from -0.5 to 0.5, a quarter of the peak, the closer look, and a learned vector for its vessel.
+    Input: features (batch, 8, height, width, channels), maps (batch, 8, height, width, 13), before any
+    sigmoid, and perhaps what the closer looks saw, (batch, 52, near). Output: the four readings of each
+    location, (batch, 21, 4, channels + 3 + near + 8): features, x and y from -0.5 to 0.5, a quarter of the
+    peak, the closer look, and a learned vector for its vessel.
     """
 
     def build(self, input_shape):
-        self.vessels = self.add_weight(shape=(len(_VESSELS), 8), initializer='random_normal', name='vessels')
+        shape = len(_VESSELS), 8
+        self.vessels = self.add_weight(shape=shape, initializer='random_normal', name='vessels')
 
     def call(self, inputs):
         features, maps, *near = inputs
-        height, width, channels = features.shape[2:]
-        y, x = np.mgrid[:height, :width]
-        place = ops.convert_to_tensor(np.stack([(x.ravel() + 0.5) / width, (y.ravel() + 0.5) / height], 1) - 0.5, maps.dtype)
-        scores = ops.reshape(ops.transpose(maps, (0, 1, 4, 2, 3)), (-1, len(VIEWS), len(STRUCTURES), height * width))
-        weights = ops.softmax(scores, axis=-1)
-        seen = ops.matmul(weights, ops.reshape(features, (-1, len(VIEWS), height * width, channels)))
-        readings = ops.concatenate([seen, ops.matmul(weights, place), ops.max(scores, axis=-1, keepdims=True) / 4], axis=-1)
-        readings = ops.take(ops.reshape(readings, (-1, len(VIEWS) * len(STRUCTURES), channels + 3)), _LOOKED, axis=1)
+        channels = features.shape[-1]
+        readings = ops.reshape(_read_maps(features, maps), (-1, len(VIEWS) * len(STRUCTURES), channels + 3))
+        readings = ops.take(readings, _LOOKED, axis=1)
         readings = ops.take(ops.concatenate([readings, *near], axis=-1), _READ.ravel(), axis=1)
         vessel = ops.take(self.vessels, np.repeat(_VESSEL, _READ.shape[1]), axis=0)[None]
-        readings = ops.concatenate([readings, ops.broadcast_to(vessel, (ops.shape(readings)[0], *vessel.shape[1:]))], axis=-1)
+        vessel = ops.broadcast_to(vessel, (ops.shape(readings)[0], *vessel.shape[1:]))
+        readings = ops.concatenate([readings, vessel], axis=-1)
         return ops.reshape(readings, (-1, *_READ.shape, readings.shape[-1]))
 
     def compute_output_shape(self, shapes):
-        return (shapes[0][0], *_READ.shape, sum(shape[-1] for shape in (shapes[0], *shapes[2:])) + 3 + 8)
+        channels = sum(shape[-1] for shape in (shapes[0], *shapes[2:]))
+        return (shapes[0][0], *_READ.shape, channels + 3 + 8)

@@ -20,12 +20,12 @@ from .aneurysms import Aneurysm
 from .arteries import STEP, Vessel, beside, smooth, wiggle
 
 # %% auto #0
-__all__ = ['SIZES', 'compiled', 'BONES', 'FLOW', 'VEINS', 'Scanner', 'Camera', 'aim', 'segments_of', 'shadow', 'draw_domes',
-           'path_lengths', 'draw_folds', 'draw_bones', 'expose', 'finish', 'travel_times', 'filling_at', 'draw_veins',
-           'Layers', 'film_layers', 'steady', 'expose_film']
+__all__ = ['SIZES', 'compiled', 'Scanner', 'Camera', 'aim', 'segments_of', 'path_lengths', 'expose', 'finish', 'filling_at',
+           'draw_veins', 'film_layers', 'expose_film']
 
 # %% ../nbs/01b_films.ipynb #5994d4a6
-SIZES = ((720, 720), (775, 775), (940, 750), (960, 960), (1004, 800), (1024, 1024), (1255, 1000), (1672, 1000))  # width, height in the real cohort
+SIZES = (  # width and height in the real cohort
+    (720, 720), (775, 775), (940, 750), (960, 960), (1004, 800), (1024, 1024), (1255, 1000), (1672, 1000))
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,24 @@ class Scanner:
     field_of_view: tuple[float, float] = (160, 215)        # mm in the patient that the frame's height covers
     source_distance: tuple[float, float] = (720, 800)      # mm from the X-ray source to the patient's centre
     tilt: float = 4.0                                      # degrees, deviation of the operator's angles
-    roll: float = 0.0                                      # degrees, deviation of the head's turn within the frame
+    roll: float = 0.0                                      # degrees, deviation of the head's turn
     centring: float = 4.0                                  # mm, deviation of what lies in the frame's middle
-    towne: tuple[float, float] = (22, 34)                  # degrees, head-ward tilt of frontal vertebral frames
+    towne: tuple[float, float] = (22, 34)                  # degrees, tilt of frontal vertebral frames
     attenuation: tuple[float, float] = (0.17, 0.30)        # per mm of fully filled vessel
-    thinning: tuple[float, float] = (0.72, 0.98)           # contrast that is left from one generation of branches to the next
+    thinning: tuple[float, float] = (0.72, 0.98)           # contrast left from one generation to the next
     mixing: tuple[float, float] = (0.0, 0.25)              # how patchy the contrast is in wide vessels
     unfilled: tuple[float, float] = (0.0, 0.15)            # share of distal branches that stay empty
     finest: tuple[float, float] = (0.0, 0.0)               # mm, radius of the finest vessels that are seen
     blush: tuple[float, float] = (0.0, 0.08)               # capillaries: a veil around the vessels
     background: tuple[float, float] = (188, 212)           # grey level without vessels, 0 to 255
-    shading: tuple[float, float] = (4, 18)                 # grey levels by which the background rises and falls
+    shading: tuple[float, float] = (4, 18)                 # grey levels: the background rises and falls
     blur: tuple[float, float] = (0.10, 0.22)               # mm, deviation of the detector's blur
     noise: tuple[float, float] = (1.0, 3.6)                # grey levels
     grain: tuple[float, float] = (0.6, 0.6)                # pixels, deviation of the noise's blur
     gamma: tuple[float, float] = (1.0, 1.0)                # of the window: grey levels to that power
     motion: tuple[float, float] = (0.05, 0.8)              # mm the head moved since the mask image
     collimated: float = 0.3                                # share of frames with a black border
-    rounded: float = 0.0                                   # share of patients with a round field, black around it
+    rounded: float = 0.0                                   # share of patients with a round field
     letters: float = 0.2                                   # share of frames with burned-in letters
     colour: float = 0.3                                    # share of patients saved as RGB
     jpeg_quality: tuple[int, int] = (82, 96)
@@ -62,32 +62,51 @@ class Scanner:
 class Camera:
     "One view's projection: every ray starts at the source and meets the detector."
     source: np.ndarray           # (3,) mm
-    axes: np.ndarray             # (3, 3): unit vectors to the image's right, downwards, and along the central ray
+    axes: np.ndarray             # (3, 3): unit vectors to the image's right, down, and along the central ray
     focal: float                 # pixels: a point at depth d mm is magnified to focal / d pixels per mm
     size: tuple[int, int]        # width, height in pixels
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        "Return x and y in pixels and the magnification in pixels per mm, shape (n, 3), of points in mm, shape (n, 3)."
+        "Return x and y in pixels and the magnification in pixels per mm, (n, 3), of points in mm, (n, 3)."
         seen = (np.asarray(points, float) - self.source) @ self.axes.T
         scale = self.focal / seen[:, 2]
-        return np.stack([seen[:, 0] * scale + (self.size[0] - 1) / 2, seen[:, 1] * scale + (self.size[1] - 1) / 2, scale], axis=1)
+        x = seen[:, 0] * scale + (self.size[0] - 1) / 2
+        y = seen[:, 1] * scale + (self.size[1] - 1) / 2
+        return np.stack([x, y, scale], axis=1)
 
-
+# %% ../nbs/01b_films.ipynb #1d0782d4
 def aim(view: str, size: tuple[int, int], rng: np.random.Generator, scanner: Scanner = Scanner()) -> Camera:
-    "Return the camera of a view, with the operator's small deviations."
-    side, artery, plane = parse_view(view)
+    """Return the camera of a view, with the operator's small deviations.
+
+    Parameters
+    ----------
+    view : str
+        One of VIEWS.
+    size : (int, int)
+        Width and height of the frame in pixels.
+    rng : numpy.random.Generator
+        The same state gives the same camera.
+    scanner : Scanner
+
+    Returns
+    -------
+    Camera
+    """
+    _, artery, plane = parse_view(view)
     up, turn = np.radians(rng.normal(0, scanner.tilt, 2))
-    if plane == 'frontal' and artery == 'vertebral': up += math.radians(rng.uniform(*scanner.towne))
-    if plane == 'lateral': turn += math.pi / 2
+    vertebral, lateral = artery == 'vertebral', plane == 'lateral'
+    if vertebral and not lateral: up += math.radians(rng.uniform(*scanner.towne))
+    if lateral: turn += math.pi / 2
     ahead = np.array([math.sin(turn) * math.cos(up), -math.cos(turn) * math.cos(up), math.sin(up)])
     right = np.array([math.cos(turn), math.sin(turn), 0])
     roll = math.radians(rng.normal(0, scanner.roll))
     right = math.cos(roll) * right + math.sin(roll) * np.cross(right, ahead)
-    centre = np.array([0, 12, 14 if artery == 'internal carotid' else 2]) + rng.normal(0, scanner.centring, 3)
-    if plane == 'lateral' and artery == 'vertebral': centre[1] += 12
+    centre = np.array([0, 12, 2 if vertebral else 14]) + rng.normal(0, scanner.centring, 3)
+    if vertebral and lateral: centre[1] += 12
     distance = rng.uniform(*scanner.source_distance)
-    return Camera(centre - distance * ahead, np.stack([right, np.cross(right, ahead), ahead]),
-                  size[1] / rng.uniform(*scanner.field_of_view) * distance, size)
+    axes = np.stack([right, np.cross(right, ahead), ahead])
+    focal = size[1] / rng.uniform(*scanner.field_of_view) * distance
+    return Camera(centre - distance * ahead, axes, focal, size)
 
 # %% ../nbs/01b_films.ipynb #88fd3629
 compiled = njit(nogil=True, cache=True)
@@ -95,7 +114,7 @@ compiled = njit(nogil=True, cache=True)
 
 @compiled
 def _add_segments(image, segments):
-    "Add the path length in mm through each tapered piece of vessel: x0, y0, radius0, x1, y1, radius1 in pixels, length in mm."
+    "Add mm of path through tapered pieces: x0, y0, radius0, x1, y1, radius1 in pixels, length in mm."
     height, width = image.shape
     for k in range(len(segments)):
         x0, y0, r0, x1, y1, r1, length = segments[k]
@@ -103,7 +122,9 @@ def _add_segments(image, segments):
         steps = max(1, int(math.ceil(pixels / max(0.5, 0.25 * min(r0, r1)))))
         for step in range(steps):
             t = (step + 0.5) / steps
-            x, y, radius = x0 + t * (x1 - x0), y0 + t * (y1 - y0), r0 + t * (r1 - r0)
+            x = x0 + t * (x1 - x0)
+            y = y0 + t * (y1 - y0)
+            radius = r0 + t * (r1 - r0)
             weight = length / steps
             if radius < 0.8:                      # thinner than a pixel: keep the amount, not the width
                 weight *= (radius / 0.8) ** 2
@@ -116,120 +137,172 @@ def _add_segments(image, segments):
 # %% ../nbs/01b_films.ipynb #c00cdbe1
 @compiled
 def _add_ellipsoid(image, source, axes, focal, centre, shape, x, y, radius, contrast, right, down, adding):
-    """Put the path length in mm of each ray through one ellipsoid into the image, within `radius` pixels of its centre x, y.
+    """Put each ray's mm through one ellipsoid into the image, within `radius` pixels of its centre.
 
-    `adding` adds it; otherwise the larger value stays, so that parts of one body don't count twice. The contrast changes by
-    the shares `right` and `down` from the centre to `radius` pixels that way.
+    `adding` adds it; otherwise the larger value stays, so that parts of one body don't count twice. The
+    contrast changes by the shares `right` and `down` from the centre to `radius` pixels that way.
     """
     height, width = image.shape
-    (ox, oy, oz), (rx, ry, rz), (dx, dy, dz), (ax, ay, az) = shape @ (source - centre), shape @ axes[0], shape @ axes[1], shape @ axes[2]
+    ox, oy, oz = shape @ (source - centre)
+    rx, ry, rz = shape @ axes[0]
+    dx, dy, dz = shape @ axes[1]
+    ax, ay, az = shape @ axes[2]
     c = ox * ox + oy * oy + oz * oz - 1
     for i in range(max(0, int(y - radius)), min(height, int(y + radius + 2))):
         for j in range(max(0, int(x - radius)), min(width, int(x + radius + 2))):
             h, v = (j - (width - 1) / 2) / focal, (i - (height - 1) / 2) / focal
-            px, py, pz = ax + h * rx + v * dx, ay + h * ry + v * dy, az + h * rz + v * dz
-            a, b = px * px + py * py + pz * pz, px * ox + py * oy + pz * oz
+            px = ax + h * rx + v * dx
+            py = ay + h * ry + v * dy
+            pz = az + h * rz + v * dz
+            a = px * px + py * py + pz * pz
+            b = px * ox + py * oy + pz * oz
             if b * b > a * c:
                 chord = 2 * math.sqrt((b * b - a * c) * (1 + h * h + v * v)) / a
                 value = chord * contrast * (1 + (right * (j - x) + down * (i - y)) / radius)
                 image[i, j] = image[i, j] + value if adding else max(image[i, j], value)
 
 # %% ../nbs/01b_films.ipynb #297415ea
-def segments_of(vessels: list[Vessel], injection: str, rng: np.random.Generator, scanner: Scanner = Scanner()) -> np.ndarray:
-    "Return the pieces that an injection fills, shape (n, 9): both ends in mm, both radii in mm, contrast times length in mm."
+def _patches(amount: np.ndarray, spacing: float, mixing: float, rng: np.random.Generator) -> np.ndarray:
+    "Return contrast, (n,), at points `spacing` mm apart, made patchy along the vessel."
+    wave = np.sin(np.arange(len(amount)) * spacing / rng.uniform(3, 6) + rng.uniform(0, 6))
+    return amount * (1 - mixing * (0.5 + 0.5 * wave))
+
+# %% ../nbs/01b_films.ipynb #297415eb
+def segments_of(vessels: list[Vessel], injection: str, rng: np.random.Generator,
+                scanner: Scanner = Scanner()) -> np.ndarray:
+    """Return the pieces that an injection fills.
+
+    Parameters
+    ----------
+    vessels : list of Vessel
+    injection : str
+        'LI', 'LV', 'RI' or 'RV'.
+    rng : numpy.random.Generator
+        Draws how the contrast thins out and mixes.
+    scanner : Scanner
+
+    Returns
+    -------
+    ndarray, shape (n, 9)
+        Both ends in mm, both radii in mm, contrast times length in mm.
+    """
     spans = scanner.thinning, scanner.mixing, scanner.unfilled, scanner.finest
     thinning, mixing, unfilled, finest = (rng.uniform(*span) for span in spans)
     empty = rng.random(len(vessels)) < unfilled
     pieces = []
     for vessel, dropped in zip(vessels, empty):
         contrast, generation = vessel.filling.get(injection, 0), vessel.name.count('.')
-        if contrast and not (generation > 1 and dropped):
-            first = min(int(vessel.hidden / vessel.spacing), len(vessel.radii) - 2)
-            points, radii = vessel.points[first:], vessel.radii[first:]
-            amount = np.full(len(radii) - 1, contrast * thinning ** generation * vessel.spacing)
-            if radii[0] > 1.2: amount *= 1 - mixing * (0.5 + 0.5 * np.sin(np.arange(len(amount)) * vessel.spacing / rng.uniform(3, 6) + rng.uniform(0, 6)))
-            seen = np.minimum.accumulate(radii[1:]) >= finest                  # where it is too thin, it ends
-            pieces.append([part[seen] for part in (points[:-1], points[1:], radii[:-1], radii[1:], amount)])
+        if not contrast or (generation > 1 and dropped): continue
+        first = min(int(vessel.hidden / vessel.spacing), len(vessel.radii) - 2)
+        points, radii = vessel.points[first:], vessel.radii[first:]
+        amount = np.full(len(radii) - 1, contrast * thinning ** generation * vessel.spacing)
+        if radii[0] > 1.2: amount = _patches(amount, vessel.spacing, mixing, rng)
+        seen = np.minimum.accumulate(radii[1:]) >= finest                  # where it is too thin, it ends
+        pieces.append([part[seen] for part in (points[:-1], points[1:], radii[:-1], radii[1:], amount)])
     start, end, before, after, amount = (np.concatenate(part) for part in zip(*pieces))
     return np.column_stack([start, end, before, after, amount])
 
 # %% ../nbs/01b_films.ipynb #907970e1
-def shadow(camera: Camera, segments: np.ndarray) -> np.ndarray:
-    "Return how many mm of contrast medium each pixel's ray crosses in the pieces of `segments_of`, float32 (height, width)."
+def _shadow(camera: Camera, segments: np.ndarray) -> np.ndarray:
+    "Return how many mm of contrast each pixel's ray crosses in pieces, float32 (height, width)."
     image = np.zeros(camera.size[::-1], np.float32)
     start, end = camera.project(segments[:, :3]), camera.project(segments[:, 3:6])
-    _add_segments(image, np.column_stack([start[:, :2], segments[:, 6] * start[:, 2], end[:, :2],
-                                          segments[:, 7] * end[:, 2], segments[:, 8]]))
+    before, after = segments[:, 6] * start[:, 2], segments[:, 7] * end[:, 2]
+    _add_segments(image, np.column_stack([start[:, :2], before, end[:, :2], after, segments[:, 8]]))
     return image
 
 
-def draw_domes(camera: Camera, image: np.ndarray, aneurysms: list[Aneurysm], injection: str) -> list[np.ndarray | None]:
-    "Return the path length in mm through each aneurysm, None where the injection does not fill it; `image` is the vessels'."
-    domes = []
-    for aneurysm in aneurysms:
-        contrast = aneurysm.filling.get(injection, 0.0)
-        dome = np.zeros_like(image) if contrast else None
-        for centre, shape in aneurysm.balls if contrast else []:
-            (x, y, scale), = camera.project(centre[None])
-            reach = scale / np.linalg.norm(shape, axis=1).min() * 1.05
-            _add_ellipsoid(dome, camera.source, camera.axes, camera.focal, centre, shape, x, y, reach, contrast,
-                           *aneurysm.layering * camera.axes[:2, 1], False)        # the patient lies on the back: heavy contrast medium sinks there
-        if contrast and aneurysm.kind == 'fusiform': dome = np.maximum(dome - image, 0)      # it widens the vessel, it does not lie upon it
-        domes.append(dome)
-    return domes
+def _draw_dome(camera: Camera, image: np.ndarray, aneurysm: Aneurysm, contrast: float) -> np.ndarray:
+    "Return the path length in mm through one aneurysm; `image` is the vessels'."
+    dome = np.zeros_like(image)
+    right, down = aneurysm.layering * camera.axes[:2, 1]     # heavy contrast sinks to the patient's back
+    for centre, shape in aneurysm.balls:
+        (x, y, scale), = camera.project(centre[None])
+        reach = scale / np.linalg.norm(shape, axis=1).min() * 1.05
+        _add_ellipsoid(dome, camera.source, camera.axes, camera.focal, centre, shape, x, y, reach, contrast,
+                       right, down, False)
+    if aneurysm.kind == 'fusiform': dome = np.maximum(dome - image, 0)   # it widens the vessel
+    return dome
 
 
-def path_lengths(camera: Camera, segments: np.ndarray, aneurysms: list[Aneurysm], injection: str) -> tuple[np.ndarray, list[np.ndarray | None]]:
+def _draw_domes(camera: Camera, image: np.ndarray, aneurysms: list[Aneurysm],
+                injection: str) -> list[np.ndarray | None]:
+    "Return the path length in mm through each aneurysm, None where the injection does not fill it."
+    contrasts = [aneurysm.filling.get(injection, 0.0) for aneurysm in aneurysms]
+    return [_draw_dome(camera, image, aneurysm, contrast) if contrast else None
+            for aneurysm, contrast in zip(aneurysms, contrasts)]
+
+# %% ../nbs/01b_films.ipynb #907970e2
+def path_lengths(camera: Camera, segments: np.ndarray, aneurysms: list[Aneurysm],
+                 injection: str) -> tuple[np.ndarray, list[np.ndarray | None]]:
     """Return how many mm of contrast medium each pixel's ray crosses.
 
     Returns
     -------
     ndarray, list of ndarray or None
-        In the vessels, and in each aneurysm (None where the injection does not fill it); (height, width), float32.
+        In the vessels, and in each aneurysm (None where it is not filled); (height, width), float32.
     """
-    image = shadow(camera, segments)
-    return image, draw_domes(camera, image, aneurysms, injection)
+    image = _shadow(camera, segments)
+    return image, _draw_domes(camera, image, aneurysms, injection)
 
 # %% ../nbs/01b_films.ipynb #1b8cb02f
-BONES = [  # centre and half-axes in mm, and density, left side or midline
-    ((0, 15, 18), (75, 95, 81), 1.0), ((0, 15, 18), (71.5, 91.5, 77.5), -1.0), ((30, 14, -27), (30, 8, 9), 0.8), ((32, -22, -8), (30, 4, 5), 0.8),
-    ((22, -52, -8), (19, 20, 17), -0.5), ((0, -46, -40), (26, 22, 14), 0.5), ((0, -55, -52), (22, 14, 7), 0.7), ((0, -50, -70), (30, 24, 10), 0.6),
-    ((42, -12, -66), (7, 18, 22), 0.7), ((30, 42, -30), (9, 16, 20), 0.6), ((0, 22, -68), (40, 14, 7), 0.6), ((0, 22, -86), (26, 16, 9), 0.6), ((0, 22, -106), (26, 16, 9), 0.6)]
-BONES += [((-x, y, z), axes, density) for (x, y, z), axes, density in BONES if x]
-BONES += [((0, 14, 12), (81, 103, 92), 0.12), ((0, -38, -48), (58, 66, 62), 0.15), ((0, 30, -110), (56, 62, 90), 0.15)]     # soft tissue: scalp, face, neck
-BONES += [((20 * math.sin(turn), -46 - 20 * math.cos(turn), z), (3, 3, 7), 1.6) for turn in np.linspace(-1.4, 1.4, 12) for z in (-52, -64)]
+_BONES = [  # centre and half-axes in mm, and density, left side or midline
+    ((0, 15, 18), (75, 95, 81), 1.0), ((0, 15, 18), (71.5, 91.5, 77.5), -1.0),
+    ((30, 14, -27), (30, 8, 9), 0.8), ((32, -22, -8), (30, 4, 5), 0.8),
+    ((22, -52, -8), (19, 20, 17), -0.5), ((0, -46, -40), (26, 22, 14), 0.5),
+    ((0, -55, -52), (22, 14, 7), 0.7), ((0, -50, -70), (30, 24, 10), 0.6),
+    ((42, -12, -66), (7, 18, 22), 0.7), ((30, 42, -30), (9, 16, 20), 0.6),
+    ((0, 22, -68), (40, 14, 7), 0.6), ((0, 22, -86), (26, 16, 9), 0.6), ((0, 22, -106), (26, 16, 9), 0.6)]
+_BONES += [((-x, y, z), axes, density) for (x, y, z), axes, density in _BONES if x]
+_BONES += [  # soft tissue: scalp, face, neck
+    ((0, 14, 12), (81, 103, 92), 0.12), ((0, -38, -48), (58, 66, 62), 0.15),
+    ((0, 30, -110), (56, 62, 90), 0.15)]
+_BONES += [((20 * math.sin(turn), -46 - 20 * math.cos(turn), z), (3, 3, 7), 1.6)             # teeth
+           for turn in np.linspace(-1.4, 1.4, 12) for z in (-52, -64)]
 
 # %% ../nbs/01b_films.ipynb #9607b9c6
-def draw_folds(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    "Return the folds of soft tissue, float32 (height, width), as a path length in mm of bone; size is width and height in pixels."
-    smooth = lambda rows, columns: cv2.resize(rng.standard_normal((rows, columns), np.float32), size, interpolation=cv2.INTER_CUBIC)
+def _waves(rows: int, columns: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    "Return smooth noise of so many cells, float32 (height, width)."
+    return cv2.resize(rng.standard_normal((rows, columns), np.float32), size, interpolation=cv2.INTER_CUBIC)
+
+
+def _draw_folds(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    "Return the folds of soft tissue, float32 (height, width), as mm of bone; size is (width, height)."
     folds = np.zeros(size[::-1], np.float32)
     for cells, width in ((7, 0.03), (12, 0.045), (22, 0.08), (45, 0.15)):
         rows, columns = rng.permutation([cells, int(cells * rng.uniform(1, 2.2))])
-        folds += cv2.exp(np.abs(smooth(rows, columns)) / -width) * np.clip(smooth(4, 4), 0, 1.5)
-    return folds * rng.uniform(10, 60) + smooth(size[1] // 3, size[0] // 3) * rng.uniform(1, 6)
+        lines = cv2.exp(np.abs(_waves(rows, columns, size, rng)) / -width)
+        folds += lines * np.clip(_waves(4, 4, size, rng), 0, 1.5)
+    folds = folds * rng.uniform(10, 60)
+    return folds + _waves(size[1] // 3, size[0] // 3, size, rng) * rng.uniform(1, 6)
 
 # %% ../nbs/01b_films.ipynb #e58e4b92
-def draw_bones(camera: Camera, rng: np.random.Generator, metal=()) -> np.ndarray:
-    "Return the path length in mm through the head's bones and folds, and metal like them, weighted by density, float32, at half the camera's resolution."
+def _draw_bones(camera: Camera, rng: np.random.Generator, metal=()) -> np.ndarray:
+    """Return the path length in mm through the head's bones, folds and metal, weighted by density.
+
+    float32, at half the camera's resolution.
+    """
     size = camera.size[0] // 2, camera.size[1] // 2
-    total, far = np.zeros(size[::-1], np.float32), float(max(size))
-    for (x, y, z), axes, density in [*BONES, *metal]:
+    total = np.zeros(size[::-1], np.float32)
+    for (x, y, z), axes, density in [*_BONES, *metal]:
         centre = np.array([x, y, z], float)
         (u, v, scale), = camera.project(centre[None]) / 2
-        reach = min(max(axes) * scale * 1.1, far)
-        _add_ellipsoid(total, camera.source, camera.axes, camera.focal / 2, centre, np.diag(1 / np.array(axes)), u, v, reach, density, 0.0, 0.0, True)
+        reach = min(max(axes) * scale * 1.1, float(max(size)))
+        shape = np.diag(1 / np.array(axes))
+        _add_ellipsoid(total, camera.source, camera.axes, camera.focal / 2, centre, shape, u, v, reach,
+                       density, 0.0, 0.0, True)
     coarse = cv2.resize(rng.standard_normal((30, 30), np.float32), size, interpolation=cv2.INTER_LINEAR)
     fine = cv2.GaussianBlur(rng.standard_normal(total.shape, np.float32), (0, 0), 0.45 * size[1] / 360)
     head = cv2.blur((total > 1).astype(np.float32), (9, 9))
-    return total * (1 + 0.06 * coarse + 0.18 * fine) + draw_folds(size, rng) * head
+    return total * (1 + 0.06 * coarse + 0.18 * fine) + _draw_folds(size, rng) * head
 
 # %% ../nbs/01b_films.ipynb #9d17991c
 def _softened(path: np.ndarray, camera: Camera, rng: np.random.Generator, scanner: Scanner) -> np.ndarray:
     "Return path lengths as the detector's blur and the veil of the capillaries leave them."
     height, width = path.shape
     pixels = camera.focal / np.linalg.norm(camera.source)                              # per mm
-    veil = cv2.GaussianBlur(cv2.resize(path, (width // 8, height // 8), interpolation=cv2.INTER_AREA), (0, 0), 0.8 * pixels)
+    small = cv2.resize(path, (width // 8, height // 8), interpolation=cv2.INTER_AREA)
+    veil = cv2.GaussianBlur(small, (0, 0), 0.8 * pixels)
     path = cv2.GaussianBlur(path, (0, 0), rng.uniform(*scanner.blur) * pixels)
     return cv2.scaleAdd(cv2.resize(veil, (width, height)), rng.uniform(*scanner.blush), path)
 
@@ -238,79 +311,118 @@ def _edges(bones: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Return how the bones' shadow changes from one pixel to the next, downwards and to the right."
     return cv2.Sobel(bones, cv2.CV_32F, 0, 1, scale=0.125), cv2.Sobel(bones, cv2.CV_32F, 1, 0, scale=0.125)
 
-
+# %% ../nbs/01b_films.ipynb #9d17991e
 def _shade(size: tuple[int, int], rng: np.random.Generator, scanner: Scanner) -> np.ndarray:
     "Return how the background rises and falls, in grey levels; size is width and height in pixels."
-    coarse = cv2.GaussianBlur(rng.normal(0, rng.uniform(*scanner.shading), (9, 9)).astype(np.float32), (0, 0), 1.2)
-    return cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC)
+    coarse = rng.normal(0, rng.uniform(*scanner.shading), (9, 9)).astype(np.float32)
+    return cv2.resize(cv2.GaussianBlur(coarse, (0, 0), 1.2), size, interpolation=cv2.INTER_CUBIC)
 
 
 def _grain(height: int, width: int, rng: np.random.Generator, scanner: Scanner) -> tuple[np.ndarray, float]:
     "Return noise, float32 (height, width), and its deviation without the rows' part."
-    grains = rng.integers(0, 256, (2, height, width), np.uint8)                        # two dice, blurred: as good as normal
-    grain = cv2.GaussianBlur(cv2.add(grains[0], grains[1], dtype=cv2.CV_32F), (0, 0), rng.uniform(*scanner.grain))
+    dice = rng.integers(0, 256, (2, height, width), np.uint8)              # two, blurred: as good as normal
+    grain = cv2.add(dice[0], dice[1], dtype=cv2.CV_32F)
+    grain = cv2.GaussianBlur(grain, (0, 0), rng.uniform(*scanner.grain))
     deviation, mean = grain[:64, :64].std(), 255.0
-    rows = rng.normal(-mean, 0.15 * deviation, (height, 1)).astype(np.float32)         # the detector's rows differ a little
+    rows = rng.normal(-mean, 0.15 * deviation, (height, 1)).astype(np.float32)   # the rows differ
     return grain + rows, deviation
 
+# %% ../nbs/01b_films.ipynb #9d17991d
+def expose(path: np.ndarray, camera: Camera, rng: np.random.Generator, scanner: Scanner = Scanner(),
+           metal=()) -> np.ndarray:
+    """Return the frame, float32 (height, width), in grey levels.
 
-def expose(path: np.ndarray, camera: Camera, rng: np.random.Generator, scanner: Scanner = Scanner(), metal=()) -> np.ndarray:
-    "Return the frame, float32 (height, width), in grey levels."
+    Parameters
+    ----------
+    path : ndarray, shape (height, width), float32
+        Millimetres of contrast medium that each pixel's ray crosses.
+    camera : Camera
+    rng : numpy.random.Generator
+    scanner : Scanner
+    metal : sequence
+        Bodies of centre and half-axes in mm and density.
+
+    Returns
+    -------
+    ndarray, shape (height, width), float32
+    """
     pixels = camera.focal / np.linalg.norm(camera.source)                              # per mm
     path = _softened(path, camera, rng, scanner)
     light = cv2.exp(path * -rng.uniform(*scanner.attenuation))
-    bones, shift = draw_bones(camera, rng, metal), rng.normal(0, 0.5, 2) * rng.uniform(*scanner.motion) * pixels
+    bones = _draw_bones(camera, rng, metal)
+    shift = rng.normal(0, 0.5, 2) * rng.uniform(*scanner.motion) * pixels
     down, right = _edges(bones)
-    ghost = shift[0] * down + shift[1] * right
-    ground = np.clip(ghost, -35, 35) + _shade(bones.shape[::-1], rng, scanner) + rng.uniform(*scanner.background)
+    ghost = np.clip(shift[0] * down + shift[1] * right, -35, 35)
+    ground = ghost + _shade(bones.shape[::-1], rng, scanner) + rng.uniform(*scanner.background)
     grain, deviation = _grain(*path.shape, rng, scanner)
     frame = cv2.multiply(cv2.resize(ground.astype(np.float32), path.shape[::-1]), light)
     frame = cv2.scaleAdd(grain, float(rng.uniform(*scanner.noise) / deviation), frame)
     return 255 * (np.clip(frame, 0, 255) / 255) ** rng.uniform(*scanner.gamma)
 
 # %% ../nbs/01b_films.ipynb #182c8e52
-def finish(frame: np.ndarray, view: str, rounded: bool, rng: np.random.Generator, scanner: Scanner = Scanner()) -> tuple[np.ndarray, np.ndarray]:
-    "Return the frame as uint8 with letters, border and round field, and the part that is left to see, 0 or 1, uint8."
+def _add_letters(frame: np.ndarray, view: str, rng: np.random.Generator) -> None:
+    "Burn letters into a frame, uint8, near one of its corners."
+    height, width = frame.shape
+    artery, plane = 'ICA' if view[1] == 'I' else 'VA', 'AP' if view[3] == 'A' else 'LAT'
+    text = str(rng.choice([view[0], f'{view[0]}{artery}', '0/0', 'MASK 1', plane]))
+    size = height / 1000 * rng.uniform(0.5, 1.1)
+    x, y = int(rng.choice([0.05, 0.8]) * width), int(rng.choice([0.08, 0.93]) * height)
+    cv2.putText(frame, text, (x + 1, y + 1), cv2.FONT_HERSHEY_SIMPLEX, size, 40, 2, cv2.LINE_AA)
+    cv2.putText(frame, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, 250, 1, cv2.LINE_AA)
+
+
+def finish(frame: np.ndarray, view: str, rounded: bool, rng: np.random.Generator,
+           scanner: Scanner = Scanner()) -> tuple[np.ndarray, np.ndarray]:
+    """Return the frame with letters, border and round field, and the part that is left to see.
+
+    Returns
+    -------
+    ndarray, ndarray
+        Grey levels, and 0 or 1; both (height, width), uint8.
+    """
     height, width = frame.shape
     frame = np.clip(frame, 0, 255).astype(np.uint8)
-    if rng.random() < scanner.letters:
-        text, size = rng.choice([view[0], f'{view[0]}{"ICA" if view[1] == "I" else "VA"}', '0/0', 'MASK 1', 'AP' if view[3] == 'A' else 'LAT']), height / 1000 * rng.uniform(0.5, 1.1)
-        corner = int(rng.choice([0.05, 0.8]) * width), int(rng.choice([0.08, 0.93]) * height)
-        cv2.putText(frame, str(text), (corner[0] + 1, corner[1] + 1), cv2.FONT_HERSHEY_SIMPLEX, size, 40, 2, cv2.LINE_AA)
-        cv2.putText(frame, str(text), corner, cv2.FONT_HERSHEY_SIMPLEX, size, 250, 1, cv2.LINE_AA)
+    if rng.random() < scanner.letters: _add_letters(frame, view, rng)
     seen = np.ones_like(frame)
     if rng.random() < scanner.collimated:
-        left, top, right, bottom = (rng.uniform(0.0, 0.04, 4) * (width, height, width, height)).astype(int)
-        seen[:top], seen[height - bottom:], seen[:, :left], seen[:, width - right:] = 0, 0, 0, 0
+        border = rng.uniform(0.0, 0.04, 4) * (width, height, width, height)
+        left, top, right, bottom = border.astype(int)
+        seen[:top] = seen[height - bottom:] = 0
+        seen[:, :left] = seen[:, width - right:] = 0
     if rounded:
-        seen *= cv2.circle(np.zeros_like(frame), (width // 2, height // 2), int(0.5 * min(width, height) * rng.uniform(0.98, 1.1)), 1, -1)
+        radius = int(0.5 * min(width, height) * rng.uniform(0.98, 1.1))
+        seen *= cv2.circle(np.zeros_like(frame), (width // 2, height // 2), radius, 1, -1)
     return frame * seen, seen
 
 # %% ../nbs/01b_films.ipynb #a1f30c02
-FLOW = 250.0      # mm/s in an artery of 5 mm
+_FLOW = 250.0      # mm/s in an artery of 5 mm
 
 
-def _joints(vessels: list[Vessel], tree: KDTree, starts: np.ndarray, lasts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Return the places in a tree of points of the ends of vessels, and of what lies beside them; cortical ones end freely."
+def _joints(vessels: list[Vessel], tree: KDTree, starts: np.ndarray,
+            lasts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Return the ends of vessels in a tree of points, and what lies beside; cortical ones end freely."
     tips = np.concatenate([starts, [last for vessel, last in zip(vessels, lasts) if '.' not in vessel.name]])
-    reach = [9.0 if '_E' in vessel.name else 1.0 for vessel in vessels]                # mm; the external carotid's branches start loosely
-    beside_them = tree.query_ball_point(tree.data[tips], reach + [1.0] * (len(tips) - len(reach)))
-    return np.repeat(tips, [len(places) for places in beside_them]), np.concatenate(beside_them).astype(int)
+    reach = [9.0 if '_E' in vessel.name else 1.0 for vessel in vessels]      # mm; external ones start loosely
+    near = tree.query_ball_point(tree.data[tips], reach + [1.0] * (len(tips) - len(reach)))
+    return np.repeat(tips, [len(places) for places in near]), np.concatenate(near).astype(int)
 
+# %% ../nbs/01b_films.ipynb #a1f30c22
+def _travel_times(vessels: list[Vessel], injection: str) -> tuple[KDTree, np.ndarray]:
+    """Return the points of the vessels that an injection fills, and when the medium reaches them.
 
-def travel_times(vessels: list[Vessel], injection: str) -> tuple[KDTree, np.ndarray]:
-    """Return the points of the vessels that an injection fills, (n, 3) in mm, as a tree to look them up, and when the medium reaches them, (n,) in s.
-
-    It starts where the injected artery begins. What hangs on nothing that is filled is never reached: infinity.
+    The points, (n, 3) in mm, come as a tree to look them up; the times are (n,) in s. It starts where the
+    injected artery begins. What hangs on nothing that is filled is never reached: infinity.
     """
     filled = [vessel for vessel in vessels if vessel.filling.get(injection, 0)]
-    points, radii = (np.concatenate([getattr(vessel, name) for vessel in filled]) for name in ('points', 'radii'))
+    points = np.concatenate([vessel.points for vessel in filled])
+    radii = np.concatenate([vessel.radii for vessel in filled])
     lasts = np.cumsum([len(vessel.points) for vessel in filled]) - 1
     starts = np.append(0, lasts[:-1] + 1)
-    here = np.delete(np.arange(len(points)), lasts)                                    # from each point to the next of its vessel
-    speed = FLOW * np.clip(radii[here] / 2.5, 0.1, 1) ** 0.5
+    here = np.delete(np.arange(len(points)), lasts)                # from each point to the next of its vessel
+    speed = _FLOW * np.clip(radii[here] / 2.5, 0.1, 1) ** 0.5
     spent = np.linalg.norm(points[here + 1] - points[here], axis=1) / speed
-    tips, others = _joints(filled, tree := KDTree(points, balanced_tree=False, compact_nodes=False), starts, lasts)
+    tree = KDTree(points, balanced_tree=False, compact_nodes=False)
+    tips, others = _joints(filled, tree, starts, lasts)
     pairs = np.append(here, tips), np.append(here + 1, others)
     graph = coo_array((np.append(spent, np.full(len(tips), 1e-4)), pairs), (len(points), len(points)))
     neck = f"{injection[0]}_{'VA_' if injection[1] == 'V' else ''}neck"
@@ -318,6 +430,12 @@ def travel_times(vessels: list[Vessel], injection: str) -> tuple[KDTree, np.ndar
     return tree, dijkstra(graph.tocsr(), directed=False, indices=first)
 
 # %% ../nbs/01b_films.ipynb #a1f30c05
+def _ramp(after: np.ndarray, spent) -> np.ndarray:
+    "Return a smooth rise from 0 to 1 that takes `spent` s, so many s after it began."
+    share = np.clip(after / spent, 0, 1)
+    return share * share * (3 - 2 * share)
+
+
 def filling_at(seconds, arrival, held: float, sluggish=1.0) -> np.ndarray:
     """Return how full of contrast medium places are, 0 to 1, shape (times, places).
 
@@ -331,15 +449,18 @@ def filling_at(seconds, arrival, held: float, sluggish=1.0) -> np.ndarray:
         How many times more slowly a place fills and empties than a vessel does.
     """
     seconds, arrival = np.asarray(seconds, float)[:, None], np.asarray(arrival, float)
-    ramp = lambda after, spent: (x := np.clip(after / spent, 0, 1)) * x * (3 - 2 * x)
-    rise, fall = (0.3 + 0.15 * arrival) * sluggish, (0.9 + 0.25 * arrival) * sluggish
-    return ramp(seconds - arrival, rise) * (1 - ramp(seconds - arrival - held, fall))
+    rise = (0.3 + 0.15 * arrival) * sluggish
+    fall = (0.9 + 0.25 * arrival) * sluggish
+    return _ramp(seconds - arrival, rise) * (1 - _ramp(seconds - arrival - held, fall))
 
 # %% ../nbs/01b_films.ipynb #a1f30c08
-VEINS = {  # knots in mm, left side or midline; first and last radius in mm; s until it fills; contrast by a carotid and a vertebral injection
-    'sagittal': ([(0, 15 + 88 * math.cos(turn), 18 + 74 * math.sin(turn)) for turn in np.linspace(2.6, -0.25, 9)], (1.0, 4.0), 3.6, (1.0, 0.3)),
-    'transverse': ([(0, 100, 0), (30, 93, -4), (52, 70, -8), (58, 46, -12), (50, 36, -27), (38, 29, -42), (30, 24, -54), (32, 20, -85), (34, 20, -125)],
-                   (3.2, 4.8), 3.9, (1.0, 1.0)),
+# Knots in mm, left side or midline; first and last radius in mm; s until it fills; contrast by a carotid and
+# a vertebral injection
+_VEINS = {
+    'sagittal': ([(0, 15 + 88 * math.cos(turn), 18 + 74 * math.sin(turn))
+                  for turn in np.linspace(2.6, -0.25, 9)], (1.0, 4.0), 3.6, (1.0, 0.3)),
+    'transverse': ([(0, 100, 0), (30, 93, -4), (52, 70, -8), (58, 46, -12), (50, 36, -27), (38, 29, -42),
+                    (30, 24, -54), (32, 20, -85), (34, 20, -125)], (3.2, 4.8), 3.9, (1.0, 1.0)),
     'cerebral': ([(4, 0, 13), (2, 16, 20), (1, 36, 15), (0, 50, 13)], (0.7, 1.1), 2.9, (0.7, 1.0)),
     'straight': ([(0, 50, 13), (0, 72, 9), (0, 100, 0)], (1.6, 2.6), 3.3, (0.7, 1.0))}
 
@@ -352,27 +473,45 @@ def _climbing(side: int, rng: np.random.Generator) -> np.ndarray:
     knots = np.column_stack([68 * np.cos(rise) * wide, back, 18 + 73 * np.sin(rise) * wide])
     return wiggle(smooth(beside(knots, side)), 2.0, 25, rng)
 
-
-def draw_veins(rng: np.random.Generator) -> list[tuple[Vessel, float]]:
-    "Return the large veins of one head, and when each fills, in s after the injection's start; their contrast is diluted."
-    veins, pale = [], rng.uniform(0.15, 0.30)
-    weak = dict(zip((1, -1), rng.permutation([1.0, rng.uniform(0.2, 1.0)])))           # one transverse sinus carries more
-    for name, (knots, radii, delay, (carotid, vertebral)) in VEINS.items():
+# %% ../nbs/01b_films.ipynb #a1f30c18
+def _draw_sinuses(pale: float, rng: np.random.Generator) -> list[tuple[Vessel, float]]:
+    "Return the veins with a name of both sides, and when each fills."
+    veins = []
+    shares = rng.permutation([1.0, rng.uniform(0.2, 1.0)])               # one transverse sinus carries more
+    weak = dict(zip((1, -1), shares))
+    for name, (knots, radii, delay, (carotid, vertebral)) in _VEINS.items():
         for side in (1, -1) if knots[1][0] else (1,):
             course = wiggle(smooth(beside(knots, side)), 1.0, 30, rng)
             share = pale * (weak[side] if name == 'transverse' else 1)
-            filling = {'LI': carotid * share, 'RI': carotid * share, 'LV': vertebral * share, 'RV': vertebral * share}
+            filling = {'LI': carotid * share, 'RI': carotid * share}
+            filling |= {'LV': vertebral * share, 'RV': vertebral * share}
             veins.append((Vessel(f'{name}_{side}', course, np.linspace(*radii, len(course)), filling), delay))
+    return veins
+
+
+def draw_veins(rng: np.random.Generator) -> list[tuple[Vessel, float]]:
+    """Return the large veins of one head, and when each fills.
+
+    Returns
+    -------
+    list of (Vessel, float)
+        Their contrast is diluted; times are in s after the injection's start.
+    """
+    pale = rng.uniform(0.15, 0.30)
+    veins = _draw_sinuses(pale, rng)
     for side in (1, -1):
         for number in range(rng.integers(5, 10)):
             course = _climbing(side, rng)
-            filling = {f'{"L" if side > 0 else "R"}I': pale} | ({'LV': pale, 'RV': pale} if course[0, 1] > 50 else {})
-            veins.append((Vessel(f'cortical_{side}_{number}', course, np.linspace(0.5, rng.uniform(0.9, 1.6), len(course)), filling), rng.uniform(2.7, 3.4)))
+            filling = {f'{"L" if side > 0 else "R"}I': pale}
+            if course[0, 1] > 50: filling |= {'LV': pale, 'RV': pale}
+            radii = np.linspace(0.5, rng.uniform(0.9, 1.6), len(course))
+            vein = Vessel(f'cortical_{side}_{number}', course, radii, filling)
+            veins.append((vein, rng.uniform(2.7, 3.4)))
     return veins
 
 # %% ../nbs/01b_films.ipynb #a1f30c11
 @dataclass
-class Layers:
+class _Layers:
     "What a film is mixed from: pictures of what fills at the same time."
     images: np.ndarray       # (n, height, width), float32, mm of contrast medium when full
     arrival: np.ndarray      # (n,) s after the injection's start
@@ -381,43 +520,60 @@ class Layers:
 
 
 def _binned(camera: Camera, segments: np.ndarray, arrival: np.ndarray, bins: int) -> tuple[list, list]:
-    "Return the pictures of pieces that fill at about the same time, in even steps, and the mean arrival of each."
+    "Return pictures of the pieces that fill at about the same time, and the mean arrival of each."
     step = np.digitize(arrival, np.linspace(arrival.min(), arrival.max(), bins + 1)[1:-1])
     groups = [step == number for number in range(bins) if (step == number).any()]
-    return [shadow(camera, segments[group]) for group in groups], [arrival[group].mean() for group in groups]
+    images = [_shadow(camera, segments[group]) for group in groups]
+    return images, [arrival[group].mean() for group in groups]
 
 
-def _venous(veins: list[tuple[Vessel, float]], injection: str, rng, scanner: Scanner) -> tuple[np.ndarray, np.ndarray]:
+def _venous(veins: list[tuple[Vessel, float]], injection: str, rng: np.random.Generator,
+            scanner: Scanner) -> tuple[np.ndarray, np.ndarray]:
     "Return the pieces of the veins that an injection fills, and when it reaches them, in s."
     filled = [(vein, delay) for vein, delay in veins if vein.filling.get(injection, 0)]
     pieces = [segments_of([vein], injection, rng, replace(scanner, finest=(0, 0))) for vein, _ in filled]
-    return np.concatenate(pieces), np.concatenate([delay + np.arange(len(part)) * STEP / 160 for part, (_, delay) in zip(pieces, filled)])
+    delays = [delay + np.arange(len(part)) * STEP / 160 for part, (_, delay) in zip(pieces, filled)]
+    return np.concatenate(pieces), np.concatenate(delays)
 
-# %% ../nbs/01b_films.ipynb #a1f30c12
-def film_layers(camera: Camera, vessels: list[Vessel], segments: np.ndarray, aneurysms: list[Aneurysm], veins: list[tuple[Vessel, float]],
-                injection: str, rng: np.random.Generator, scanner: Scanner = Scanner()) -> Layers:
-    "Return the layers of an injection's film: eight of the arteries, four of the veins, the capillaries' veil, one for each aneurysm."
-    known, seconds = travel_times(vessels, injection)
-    seconds = seconds * (pace := rng.uniform(0.8, 1.3))                                # hearts differ
-    reached = lambda places: np.minimum(seconds[known.query(places)[1]], 3.0)
-    images, arrival = _binned(camera, segments, reached(segments[:, :3]), 8)
-    total = np.sum(images, axis=0)
+
+def _tissue(total: np.ndarray, camera: Camera) -> np.ndarray:
+    "Return the veil of the capillaries, float32 (height, width): the arteries' own picture, blurred."
     height, width = total.shape
     pixels = camera.focal / np.linalg.norm(camera.source)                              # per mm
-    veil = cv2.GaussianBlur(cv2.resize(total, (width // 8, height // 8), interpolation=cv2.INTER_AREA), (0, 0), 1.0 * pixels)
-    tissue = cv2.resize(veil, (width, height)) * (0.1 + rng.uniform(*scanner.blush))
+    small = cv2.resize(total, (width // 8, height // 8), interpolation=cv2.INTER_AREA)
+    return cv2.resize(cv2.GaussianBlur(small, (0, 0), 1.0 * pixels), (width, height))
+
+# %% ../nbs/01b_films.ipynb #a1f30c12
+def film_layers(camera: Camera, vessels: list[Vessel], segments: np.ndarray, aneurysms: list[Aneurysm],
+                veins: list[tuple[Vessel, float]], injection: str, rng: np.random.Generator,
+                scanner: Scanner = Scanner()) -> _Layers:
+    """Return the layers of an injection's film.
+
+    Eight of the arteries, one of the capillaries' veil, four of the veins, and one for each aneurysm.
+    """
+    known, seconds = _travel_times(vessels, injection)
+    pace = rng.uniform(0.8, 1.3)                                                       # hearts differ
+    seconds = seconds * pace
+
+    def reached(places): return np.minimum(seconds[known.query(places)[1]], 3.0)
+
+    images, arrival = _binned(camera, segments, reached(segments[:, :3]), 8)
+    total = np.sum(images, axis=0)
+    tissue = _tissue(total, camera) * (0.1 + rng.uniform(*scanner.blush))
     late, drained = _binned(camera, *_venous(veins, injection, rng, scanner), 4)
-    domes = [(aneurysm, dome) for aneurysm, dome in zip(aneurysms, draw_domes(camera, total, aneurysms, injection)) if dome is not None]
-    wide = [aneurysm.diameter for aneurysm, _ in domes]
-    centres = np.reshape([aneurysm.centre for aneurysm, _ in domes], (-1, 3))
+    domes = _draw_domes(camera, total, aneurysms, injection)
+    filled = [aneurysm for aneurysm, dome in zip(aneurysms, domes) if dome is not None]
+    domes = [dome for dome in domes if dome is not None]
+    centres = np.reshape([aneurysm.centre for aneurysm in filled], (-1, 3))
+    wide = [aneurysm.diameter for aneurysm in filled]
     counts = len(images), 1, len(late), len(domes)
     slow = np.repeat([1, 1.5, 1, 1], counts) + np.append(np.zeros(sum(counts[:3])), np.divide(wide, 20))
     arrival = [*arrival, arrival[-1] + 0.9, *np.multiply(drained, pace), *reached(centres)]
-    return Layers(np.stack([*images, tissue, *late, *(dome for _, dome in domes)]), np.array(arrival), slow,
-                  np.repeat([True, False, False, True], counts))
+    arterial = np.repeat([True, False, False, True], counts)
+    return _Layers(np.stack([*images, tissue, *late, *domes]), np.array(arrival), slow, arterial)
 
 # %% ../nbs/01b_films.ipynb #a1f30c14
-def steady(scanner: Scanner, rng: np.random.Generator) -> Scanner:
+def _steady(scanner: Scanner, rng: np.random.Generator) -> Scanner:
     "Return the scanner with one value drawn from every range that changes grey levels."
     ranges = 'attenuation', 'background', 'shading', 'blur', 'noise', 'grain', 'gamma', 'motion'
     drawn = {name: rng.uniform(*getattr(scanner, name)) for name in ranges}
@@ -426,7 +582,7 @@ def steady(scanner: Scanner, rng: np.random.Generator) -> Scanner:
 
 @compiled
 def _mix(images, shares, mixed):
-    "Add images, (k, height, width), to mixed, (n, height, width), each with its shares, (n, k); row by row, which stays in the cache."
+    "Add images, (k, height, width), to mixed, (n, height, width), with shares, (n, k), row by row."
     for y in range(images.shape[1]):
         for n in range(len(mixed)):
             for k in range(len(images)):
@@ -434,22 +590,30 @@ def _mix(images, shares, mixed):
                 if share > 0:
                     for x in range(len(source)): target[x] += share * source[x]
 
+# %% ../nbs/01b_films.ipynb #a1f30c15
+def expose_film(layers: _Layers, shares: np.ndarray, camera: Camera, rng: np.random.Generator,
+                scanner: Scanner = Scanner(), metal=()) -> list[np.ndarray]:
+    """Return a film's frames, each float32 (height, width) in grey levels.
 
-def expose_film(layers: Layers, shares: np.ndarray, camera: Camera, rng: np.random.Generator, scanner: Scanner = Scanner(), metal=()) -> list[np.ndarray]:
-    "Return a film's frames, each float32 (height, width) in grey levels, from the shares, (frames, layers), to which its layers are full."
-    scanner = steady(scanner, rng)
+    `shares`, (frames, layers), say how full its layers are.
+    """
+    scanner = _steady(scanner, rng)
     pixels = camera.focal / np.linalg.norm(camera.source)                              # per mm
     paths = np.zeros((len(shares), *layers.images.shape[1:]), np.float32)
     _mix(layers.images, shares.astype(np.float32), paths)
-    bones = draw_bones(camera, rng, metal)
-    (down, right), shade = _edges(bones), _shade(bones.shape[::-1], rng, scanner) + np.float32(scanner.background[0])
+    bones = _draw_bones(camera, rng, metal)
+    down, right = _edges(bones)
+    shade = _shade(bones.shape[::-1], rng, scanner) + np.float32(scanner.background[0])
     drift = rng.normal(0, 0.5, 2) + 0.1 * rng.normal(0, 1, (len(shares), 2)).cumsum(axis=0)
+    drift = (drift * scanner.motion[0] * pixels).astype(np.float32)
     height, width = paths.shape[1:]
     grain, deviation = _grain(height + 40, width + 40, rng, scanner)
     grain *= np.float32(scanner.noise[0] / deviation)
-    corners, frames = rng.integers(0, 41, (len(paths), 2)), []
-    for path, (y, x), (up, aside) in zip(paths, corners, (drift * scanner.motion[0] * pixels).astype(np.float32)):
-        light = cv2.exp(cv2.GaussianBlur(path, (0, 0), max(scanner.blur[0] * pixels, 0.1)) * -scanner.attenuation[0])
+    corners = rng.integers(0, 41, (len(paths), 2))
+    frames = []
+    for path, (y, x), (up, aside) in zip(paths, corners, drift):
+        blurred = cv2.GaussianBlur(path, (0, 0), max(scanner.blur[0] * pixels, 0.1))
+        light = cv2.exp(blurred * -scanner.attenuation[0])
         ground = cv2.resize(np.clip(up * down + aside * right, -35, 35) + shade, (width, height))
         frame = cv2.multiply(ground, light) + grain[y:y + height, x:x + width]
         if scanner.gamma[0] != 1: frame = 255 * cv2.pow(np.clip(frame, 0, 255) / 255, scanner.gamma[0])

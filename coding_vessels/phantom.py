@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -23,31 +23,33 @@ from tqdm import tqdm
 from .anatomy import COLUMNS, LABELS, LOCATIONS, VIEWS, parse_view
 from .aneurysms import Aneurysm, draw_aneurysm, draw_locations
 from .arteries import COHORT_POSITIVES, Population, draw_vessels
-from .films import (SIZES, Camera, Scanner, aim, draw_veins, expose, expose_film, film_layers, filling_at, finish,
-                                  path_lengths, segments_of)
+from .films import (Camera, Scanner, aim, draw_veins, expose, expose_film, film_layers,
+                                  filling_at, finish, path_lengths, segments_of)
 
 # %% auto #0
-__all__ = ['ELDERLY', 'INTENSIFIER', 'CROWDED', 'VARIED', 'PRESETS', 'SECONDS', 'DETECTOR', 'Phantom', 'draw_twins',
-           'draw_phantom', 'Film', 'draw_films', 'as_xa', 'write_cohort']
+__all__ = ['PRESETS', 'Phantom', 'draw_twins', 'draw_phantom', 'Film', 'draw_films', 'write_cohort']
 
 # %% ../nbs/01c_phantom.ipynb #c832c5a1
-ELDERLY = Population(flags=(0.62, 0.29, 0.07, 0.02), diameter=(5.6, 0.55), fetal_pca=0.22, tortuous=0.6, hypoplastic_va=0.2,
-                     fusiform=0.08, external=0.3, winding=(1.2, 1.8), plaques=0.4)
-INTENSIFIER = Scanner(sizes=((720, 720), (1024, 1024)), field_of_view=(150, 190), background=(98, 118), shading=(6, 18),
-                      blur=(0.26, 0.40), noise=(1.5, 4.0), attenuation=(0.12, 0.22), motion=(0.2, 1.0),
-                      rounded=1.0, collimated=0.0, letters=0.6, jpeg_quality=(70, 85))
-CROWDED = Population(flags=(0.1, 0, 0.1, 0, 0.2, 0, 0.2, 0, 0.2, 0, 0.2),
-                     locations=tuple(COHORT_POSITIVES ** 0.5 / (COHORT_POSITIVES ** 0.5).sum()), infundibulum=0.2,
-                     diameter=(4.4, 0.6), winding=(0.8, 2.0), calibre=(0.65, 1.05), uneven=(0.02, 0.15), plaques=0.3,
-                     tortuous=0.4, external=0.25)
-VARIED = Scanner(field_of_view=(140, 240), tilt=8, roll=5, centring=8, towne=(12, 40), attenuation=(0.10, 0.40),
-                 thinning=(0.6, 1.0), mixing=(0, 0.35), unfilled=(0, 0.4), finest=(-0.5, 0.7), blush=(0, 0.15),
-                 background=(90, 225), shading=(2, 25), blur=(0.05, 0.45), noise=(0.3, 6), grain=(0.4, 1.5),
-                 gamma=(0.7, 1.5), motion=(0, 1.2), rounded=0.2, letters=0.4, jpeg_quality=(60, 98))
-PRESETS = {'kium': (Population(), Scanner()),
-           'flat-panel': (Population(), Scanner(sizes=((1024, 1024),), blur=(0.12, 0.18), noise=(0.6, 1.6), motion=(0.0, 0.3), background=(198, 215))),
-           'image-intensifier': (Population(), INTENSIFIER), 'elderly': (ELDERLY, Scanner()), 'shifted': (ELDERLY, INTENSIFIER),
-           'varied': (Population(), VARIED), 'training': (CROWDED, VARIED)}
+_ELDERLY = Population(flags=(0.62, 0.29, 0.07, 0.02), diameter=(5.6, 0.55), fetal_pca=0.22, tortuous=0.6,
+                      hypoplastic_va=0.2, fusiform=0.08, external=0.3, winding=(1.2, 1.8), plaques=0.4)
+_INTENSIFIER = Scanner(sizes=((720, 720), (1024, 1024)), field_of_view=(150, 190), background=(98, 118),
+                       shading=(6, 18), blur=(0.26, 0.40), noise=(1.5, 4.0), attenuation=(0.12, 0.22),
+                       motion=(0.2, 1.0), rounded=1.0, collimated=0.0, letters=0.6, jpeg_quality=(70, 85))
+_CROWDED = Population(flags=(0.1, 0, 0.1, 0, 0.2, 0, 0.2, 0, 0.2, 0, 0.2),
+                      locations=tuple(COHORT_POSITIVES ** 0.5 / (COHORT_POSITIVES ** 0.5).sum()),
+                      diameter=(4.4, 0.6), infundibulum=0.2, winding=(0.8, 2.0), calibre=(0.65, 1.05),
+                      uneven=(0.02, 0.15), plaques=0.3, tortuous=0.4, external=0.25)
+_VARIED = Scanner(field_of_view=(140, 240), tilt=8, roll=5, centring=8, towne=(12, 40),
+                  attenuation=(0.10, 0.40), thinning=(0.6, 1.0), mixing=(0, 0.35), unfilled=(0, 0.4),
+                  finest=(-0.5, 0.7), blush=(0, 0.15),
+                  background=(90, 225), shading=(2, 25), blur=(0.05, 0.45), noise=(0.3, 6), grain=(0.4, 1.5),
+                  gamma=(0.7, 1.5), motion=(0, 1.2), rounded=0.2, letters=0.4, jpeg_quality=(60, 98))
+_FLAT_PANEL = Scanner(sizes=((1024, 1024),), blur=(0.12, 0.18), noise=(0.6, 1.6), motion=(0.0, 0.3),
+                      background=(198, 215))
+PRESETS = {  # who is simulated, and with which machine
+    'kium': (Population(), Scanner()), 'flat-panel': (Population(), _FLAT_PANEL),
+    'image-intensifier': (Population(), _INTENSIFIER), 'elderly': (_ELDERLY, Scanner()),
+    'shifted': (_ELDERLY, _INTENSIFIER), 'varied': (Population(), _VARIED), 'training': (_CROWDED, _VARIED)}
 
 # %% ../nbs/01c_phantom.ipynb #d35bb482
 @dataclass
@@ -56,29 +58,33 @@ class Phantom:
     frames: list[np.ndarray]       # eight of (height, width), uint8, in the order of VIEWS
     masks: list[np.ndarray]        # eight of (height, width), uint8: 0 nothing, 1 vessel, 2 aneurysm
     labels: np.ndarray             # (22,), uint8, in the order of LABELS
-    aneurysms: list[dict]          # location, host, kind, centre_mm, diameter_mm, neck_mm, and per view x, y, radius, visible, clear
+    aneurysms: list[dict]          # what and where each is, in mm, and in each view, in pixels
     quality: int                   # of the JPEG files
     colour: bool                   # JPEG files with three channels
 
 # %% ../nbs/01c_phantom.ipynb #6a9edac0
-def _view_truth(aneurysm: Aneurysm, camera: Camera, path: np.ndarray, dome: np.ndarray | None, seen: np.ndarray) -> dict:
+def _view_truth(aneurysm: Aneurysm, camera: Camera, path: np.ndarray, dome: np.ndarray | None,
+                seen: np.ndarray) -> dict:
     """Return where one view shows an aneurysm.
 
-    x, y and radius in pixels, whether it is filled and framed, and its share of all contrast medium within its outline.
+    x, y and radius in pixels, whether it is filled and framed, and its share of all contrast within
+    its outline.
     """
     (x, y, scale), = camera.project(aneurysm.centre[None])
     framed = 0 <= x < camera.size[0] and 0 <= y < camera.size[1] and seen[int(y), int(x)]
     outline = np.zeros_like(path, bool) if dome is None else dome > 0
-    share = float(dome[outline].sum() / (dome[outline].sum() + path[outline].sum())) if outline.any() else 0.0
-    return {'x': round(float(x), 2), 'y': round(float(y), 2), 'radius': round(float(aneurysm.diameter / 2 * scale), 2),
+    share = 0.0
+    if outline.any(): share = float(dome[outline].sum() / (dome[outline].sum() + path[outline].sum()))
+    radius = float(aneurysm.diameter / 2 * scale)
+    return {'x': round(float(x), 2), 'y': round(float(y), 2), 'radius': round(radius, 2),
             'visible': bool(framed and dome is not None), 'clear': round(share, 3)}
 
 
 def _described(aneurysm: Aneurysm) -> dict:
     "Return an aneurysm as plain numbers."
     return {'location': aneurysm.location, 'host': aneurysm.host, 'kind': aneurysm.kind,
-            'centre_mm': [round(float(c), 3) for c in aneurysm.centre], 'diameter_mm': round(aneurysm.diameter, 3),
-            'neck_mm': aneurysm.neck and round(aneurysm.neck, 3)}
+            'centre_mm': [round(float(c), 3) for c in aneurysm.centre],
+            'diameter_mm': round(aneurysm.diameter, 3), 'neck_mm': aneurysm.neck and round(aneurysm.neck, 3)}
 
 
 def _truth(aneurysm: Aneurysm, views: list[dict]) -> dict:
@@ -86,30 +92,73 @@ def _truth(aneurysm: Aneurysm, views: list[dict]) -> dict:
     return _described(aneurysm) | {'views': dict(zip(VIEWS, views))}
 
 # %% ../nbs/01c_phantom.ipynb #97590a84
-def _take(view: str, camera: Camera, path: np.ndarray, domes: list, rounded: bool, metal, rng, scanner: Scanner) -> tuple:
+@dataclass
+class _Patient:
+    "A patient who can be filmed."
+    vessels: list                  # of Vessel
+    aneurysms: list[Aneurysm]
+    metal: list[tuple]             # bodies, as `expose` takes them
+    segments: dict                 # injection: its pieces
+    size: tuple[int, int]          # width and height of the frames
+    rounded: bool                  # whether they are round
+    machine: np.random.Generator   # the machine's
+
+
+def _frame_size(size: int | tuple[int, int] | None, machine, scanner: Scanner) -> tuple[int, int]:
+    "Return width and height of a patient's frames, as given or as one of the scanner's."
+    if size is None: return tuple(machine.choice(scanner.sizes).tolist())
+    return (size, size) if isinstance(size, int) else size
+
+
+def _draw_patient(seed, size, population: Population, scanner: Scanner) -> _Patient:
+    "Return one patient in front of a machine."
+    anatomy, machine = np.random.default_rng(seed).spawn(2)
+    locations = draw_locations(anatomy, population)
+    vessels = draw_vessels(anatomy, population, locations)
+    aneurysms = [draw_aneurysm(location, vessels, anatomy, population) for location in locations]
+    vessels = list(vessels.values())
+    size = _frame_size(size, machine, scanner)
+    rounded = machine.random() < scanner.rounded
+    clipped = anatomy.random() < population.clipped
+    metal = [(anatomy.normal(0, (14, 8, 5)), anatomy.permutation([0.9, 1.2, 6.0]), 12.0)] if clipped else []
+    segments = {name: segments_of(vessels, name, machine, scanner) for name in ('LI', 'LV', 'RI', 'RV')}
+    return _Patient(vessels, aneurysms, metal, segments, size, rounded, machine)
+
+# %% ../nbs/01c_phantom.ipynb #97590a85
+def _take(view: str, camera: Camera, path: np.ndarray, domes: list, rounded: bool, metal, rng,
+          scanner: Scanner) -> tuple:
     "Return a frame that shows these domes, its mask, and the part of it that is left to see."
-    mask, total = (path > 0.4).astype(np.uint8), path.copy()
-    for dome in domes: mask[dome > 0.4], total = 2, total + dome
+    mask = (path > 0.4).astype(np.uint8)
+    total = path.copy()
+    for dome in domes:
+        mask[dome > 0.4] = 2
+        total = total + dome
     frame, seen = finish(expose(total, camera, rng, scanner, metal), view, rounded, rng, scanner)
     return frame, mask * seen, seen
 
 
-def _draw_patient(seed, size, population: Population, scanner: Scanner) -> tuple:
-    "Return one patient's vessels, aneurysms, metal and pieces by injection, size of the frames, whether they are round, and the machine's generator."
-    anatomy, machine = np.random.default_rng(seed).spawn(2)
-    vessels = draw_vessels(anatomy, population, locations := draw_locations(anatomy, population))
-    aneurysms = [draw_aneurysm(location, vessels, anatomy, population) for location in locations]
-    size = tuple(machine.choice(scanner.sizes).tolist()) if size is None else (size, size) if isinstance(size, int) else size
-    rounded = machine.random() < scanner.rounded
-    clipped = anatomy.random() < population.clipped
-    metal = [(anatomy.normal(0, (14, 8, 5)), anatomy.permutation([0.9, 1.2, 6.0]), 12.0)] if clipped else []
-    segments = {injection: segments_of(list(vessels.values()), injection, machine, scanner) for injection in ('LI', 'LV', 'RI', 'RV')}
-    return vessels, aneurysms, metal, segments, size, rounded, machine
+def _take_twins(view: str, patient: _Patient, kept: list[list[int]], scanner: Scanner) -> list[tuple]:
+    "Return frame, mask and truths of one view for each twin; `kept` are the numbers of its aneurysms."
+    machine = patient.machine
+    camera = aim(view, patient.size, machine, scanner)
+    path, domes = path_lengths(camera, patient.segments[view[:2]], patient.aneurysms, view[:2])
+    state = machine.bit_generator.state
+    taken, twins = {}, []
+    for mine in kept:
+        shown = tuple(i for i in mine if domes[i] is not None)
+        if shown not in taken:
+            machine.bit_generator.state = state                                # the same noise for all
+            own = [domes[i] for i in shown]
+            taken[shown] = _take(view, camera, path, own, patient.rounded, patient.metal, machine, scanner)
+        frame, mask, seen = taken[shown]
+        truths = [_view_truth(patient.aneurysms[i], camera, path, domes[i], seen) for i in mine]
+        twins.append((frame, mask, truths))
+    return twins
 
-
-def draw_twins(seed, left_out, size: int | tuple[int, int] | None = None, population: Population = Population(),
-               scanner: Scanner = Scanner()) -> list[Phantom]:
-    """Return one simulated patient several times, each time without the aneurysms at some locations, all else equal.
+# %% ../nbs/01c_phantom.ipynb #97590a86
+def draw_twins(seed, left_out, size: int | tuple[int, int] | None = None,
+               population: Population = Population(), scanner: Scanner = Scanner()) -> list[Phantom]:
+    """Return one simulated patient several times, each time without some aneurysms, all else equal.
 
     Parameters
     ----------
@@ -122,30 +171,18 @@ def draw_twins(seed, left_out, size: int | tuple[int, int] | None = None, popula
     -------
     list of Phantom
     """
-    _, aneurysms, metal, segments, size, rounded, machine = _draw_patient(seed, size, population, scanner)
-    locations = [aneurysm.location for aneurysm in aneurysms]
+    patient = _draw_patient(seed, size, population, scanner)
+    locations = [aneurysm.location for aneurysm in patient.aneurysms]
     kept = [[i for i, location in enumerate(locations) if location not in left] for left in left_out]
-    frames, masks, truths = [[[] for _ in kept] for _ in range(3)]
-    for view in VIEWS:
-        camera = aim(view, size, machine, scanner)
-        path, domes = path_lengths(camera, segments[view[:2]], aneurysms, view[:2])
-        state, taken = machine.bit_generator.state, {}
-        for twin, mine in enumerate(kept):
-            shown = tuple(i for i in mine if domes[i] is not None)
-            if shown not in taken:
-                machine.bit_generator.state = state
-                taken[shown] = _take(view, camera, path, [domes[i] for i in shown], rounded, metal, machine, scanner)
-            frame, mask, seen = taken[shown]
-            frames[twin].append(frame)
-            masks[twin].append(mask)
-            truths[twin].append([_view_truth(aneurysms[i], camera, path, domes[i], seen) for i in mine])
-    quality, colour = int(machine.integers(*scanner.jpeg_quality)), bool(machine.random() < scanner.colour)
+    views = [_take_twins(view, patient, kept, scanner) for view in VIEWS]
+    quality = int(patient.machine.integers(*scanner.jpeg_quality))
+    colour = bool(patient.machine.random() < scanner.colour)
     twins = []
-    for twin, mine in enumerate(kept):
+    for mine, taken in zip(kept, zip(*views)):
+        frames, masks, truths = (list(part) for part in zip(*taken))
         labels = np.array([bool(mine), *np.isin(LOCATIONS, [locations[i] for i in mine])], np.uint8)
-        views = zip(*truths[twin])
-        described = [_truth(aneurysms[i], list(seen)) for i, seen in zip(mine, views)]
-        twins.append(Phantom(frames[twin], masks[twin], labels, described, quality, colour))
+        described = [_truth(patient.aneurysms[i], list(seen)) for i, seen in zip(mine, zip(*truths))]
+        twins.append(Phantom(frames, masks, labels, described, quality, colour))
     return twins
 
 # %% ../nbs/01c_phantom.ipynb #eb205ee6
@@ -175,28 +212,43 @@ class Film:
     view: str
     frames: np.ndarray             # (n, height, width), uint8
     seconds: np.ndarray            # (n,) after the injection's start
-    filling: np.ndarray            # (n,) contrast medium in arteries and aneurysms, as a share of what fills them all
+    filling: np.ndarray            # (n,) contrast in arteries and aneurysms, as a share of what they hold
     camera: Camera
-    aneurysms: list[dict]          # location, host, kind, centre_mm, diameter_mm, neck_mm, and for the view x, y, radius, visible, clear
+    aneurysms: list[dict]          # what and where each is, in mm and in pixels of the view
 
     @property
     def best(self) -> int:
         "Number of the frame in which the arteries hold the most contrast medium."
         return int(self.filling.argmax())
 
-
-def _film_truth(layers, aneurysms: list[Aneurysm], camera: Camera, injection: str, seen: np.ndarray) -> list[dict]:
-    "Return what is true of each aneurysm in a film's view; those that the injection fills are the last layers."
+# %% ../nbs/01c_phantom.ipynb #b2f30d24
+def _film_truth(layers, aneurysms: list[Aneurysm], camera: Camera, injection: str,
+                seen: np.ndarray) -> list[dict]:
+    "Return what is true of each aneurysm in a film's view; the filled ones are the last layers."
     filled = [aneurysm for aneurysm in aneurysms if aneurysm.filling.get(injection, 0)]
-    domes = dict(zip(map(id, filled), layers.images[len(layers.images) - len(filled):]))
-    vessels = layers.images[:len(layers.images) - len(filled)][layers.arterial[:len(layers.images) - len(filled)]].sum(axis=0)
-    return [_described(aneurysm) | _view_truth(aneurysm, camera, vessels, domes.get(id(aneurysm)), seen) for aneurysm in aneurysms]
+    others = len(layers.images) - len(filled)
+    domes = dict(zip(map(id, filled), layers.images[others:]))
+    vessels = layers.images[:others][layers.arterial[:others]].sum(axis=0)
+    return [_described(aneurysm) | _view_truth(aneurysm, camera, vessels, domes.get(id(aneurysm)), seen)
+            for aneurysm in aneurysms]
 
 
-SECONDS = tuple(np.linspace(-0.5, 6.5, 15).tolist())
+def _finish_film(frames: list[np.ndarray], view: str, rounded: bool, rng, scanner: Scanner) -> tuple:
+    "Return frames as `finish` does, with the same letters and border on each, and the part left to see."
+    state = rng.bit_generator.state
+    finished = []
+    for frame in frames:
+        rng.bit_generator.state = state
+        frame, seen = finish(frame, view, rounded, rng, scanner)
+        finished.append(frame)
+    return np.stack(finished), seen
+
+# %% ../nbs/01c_phantom.ipynb #b2f30d14
+_SECONDS = tuple(np.linspace(-0.5, 6.5, 15).tolist())
 
 
-def draw_films(seed, views=VIEWS, seconds=SECONDS, size=None, population: Population = Population(), scanner: Scanner = Scanner()):
+def draw_films(seed, views=VIEWS, seconds=_SECONDS, size=None, population: Population = Population(),
+               scanner: Scanner = Scanner()):
     """Yield a film of each of some views of one simulated patient.
 
     Parameters
@@ -212,26 +264,26 @@ def draw_films(seed, views=VIEWS, seconds=SECONDS, size=None, population: Popula
     ------
     Film
     """
-    vessels, aneurysms, metal, segments, size, rounded, _ = _draw_patient(seed, size, population, scanner)
-    body, *runs = np.random.default_rng(seed).spawn(3 + len(VIEWS))[2:]                # the first two are the patient's own
+    patient = _draw_patient(seed, size, population, scanner)
+    body, *runs = np.random.default_rng(seed).spawn(3 + len(VIEWS))[2:]   # two are the patient's own
     veins, flow = draw_veins(body), int(body.integers(2 ** 32))
     for view in views:
-        rng, bolus = runs[VIEWS.index(view)], np.random.default_rng([flow, *view[:2].encode()])
-        camera, injection = aim(view, size, rng, scanner), view[:2]
-        layers = film_layers(camera, list(vessels.values()), segments[injection], aneurysms, veins, injection, bolus, scanner)
+        injection, rng = view[:2], runs[VIEWS.index(view)]
+        bolus = np.random.default_rng([flow, *injection.encode()])
+        camera = aim(view, patient.size, rng, scanner)
+        layers = film_layers(camera, patient.vessels, patient.segments[injection], patient.aneurysms, veins,
+                             injection, bolus, scanner)
         shares = filling_at(seconds, layers.arrival, bolus.uniform(1.2, 2.2), layers.sluggish)
-        exposed, state = expose_film(layers, shares, camera, rng, scanner, metal), rng.bit_generator.state
-        frames = []
-        for frame in exposed:
-            rng.bit_generator.state = state                                            # the same letters and border on each
-            frame, seen = finish(frame, view, rounded, rng, scanner)
-            frames.append(frame)
+        exposed = expose_film(layers, shares, camera, rng, scanner, patient.metal)
+        frames, seen = _finish_film(exposed, view, patient.rounded, rng, scanner)
         volumes = (layers.images * seen).sum(axis=(1, 2), dtype=np.float64) * layers.arterial
-        yield Film(view, np.stack(frames), np.asarray(seconds, float), shares @ volumes / max(volumes.sum(), 1e-9), camera,
-                   _film_truth(layers, aneurysms, camera, injection, seen))
+        filling = shares @ volumes / max(volumes.sum(), 1e-9)
+        truth = _film_truth(layers, patient.aneurysms, camera, injection, seen)
+        yield Film(view, frames, np.asarray(seconds, float), filling, camera, truth)
 
 # %% ../nbs/01c_phantom.ipynb #8f2f2b65
-def _write_patient(folder: Path, index: str, seed, size, population: Population, scanner: Scanner, masks: bool) -> list:
+def _write_patient(folder: Path, index: str, seed, size, population: Population, scanner: Scanner,
+                   masks: bool) -> list:
     "Draw one patient, write eight JPEG files, the truth and perhaps the masks; return the row of the CSV."
     phantom = draw_phantom(seed, size, population, scanner)
     for view, frame in zip(VIEWS, phantom.frames):
@@ -240,34 +292,48 @@ def _write_patient(folder: Path, index: str, seed, size, population: Population,
         (folder / 'images' / f'{index}{view}.jpg').write_bytes(coded.tobytes())
     for view, mask in zip(VIEWS, phantom.masks if masks else []):
         (folder / 'masks' / f'{index}{view}.png').write_bytes(cv2.imencode('.png', mask)[1].tobytes())
-    truth = {'index': index, 'seed': seed, 'size': list(phantom.frames[0].shape[::-1]), 'aneurysms': phantom.aneurysms}
+    size = list(phantom.frames[0].shape[::-1])
+    truth = {'index': index, 'seed': seed, 'size': size, 'aneurysms': phantom.aneurysms}
     (folder / 'truth' / f'{index}.json').write_text(json.dumps(truth, indent=1), encoding='utf-8')
     return [index, *phantom.labels.tolist()]
 
 # %% ../nbs/01c_phantom.ipynb #b2f30d08
-DETECTOR = 1100.0      # mm from the X-ray source
+_DETECTOR = 1100.0      # mm from the X-ray source
 
 
-def as_xa(film: Film, patient: str, seed) -> FileDataset:
-    "Return a film as an X-ray Angiographic Image of a simulated patient; its identifiers are made from `seed`."
-    number = lambda *parts: generate_uid(entropy_srcs=[json.dumps([seed, patient, *parts])])
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, XRayAngiographicImageStorage
-    meta.MediaStorageSOPInstanceUID = number(film.view)
-    run = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
-    run.SOPClassUID, run.SOPInstanceUID, run.Modality = XRayAngiographicImageStorage, number(film.view), 'XA'
-    run.StudyInstanceUID, run.SeriesInstanceUID, run.StudyDate = number(), number('series', film.view), '20000101'
-    run.PatientName, run.PatientID, run.BurnedInAnnotation = f'Simulated^{patient}', patient, 'YES'
+def _add_identity(run: FileDataset, film: Film, patient: str, seed) -> None:
+    "Say whose run it is, and what kind of object."
+
+    def number(*parts): return generate_uid(entropy_srcs=[json.dumps([seed, patient, *parts])])
+
+    run.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    run.file_meta.MediaStorageSOPClassUID = run.SOPClassUID = XRayAngiographicImageStorage
+    run.file_meta.MediaStorageSOPInstanceUID = run.SOPInstanceUID = number(film.view)
+    run.StudyInstanceUID, run.SeriesInstanceUID = number(), number('series', film.view)
+    run.Modality, run.StudyDate = 'XA', '20000101'
+    run.PatientName, run.PatientID = f'Simulated^{patient}', patient
+    run.BurnedInAnnotation = 'YES'
     side, artery, plane = parse_view(film.view)
     run.SeriesDescription = f'{side} {artery}'
     run.PatientOrientation = ['L', 'F'] if plane == 'frontal' else ['P', 'F']
-    aside, front, up = film.camera.axes[2] * (1, -1, 1)                                # from the source to the detector
-    run.PositionerPrimaryAngle = round(math.degrees(math.atan2(aside, front)), 2)      # towards the patient's left
-    run.PositionerSecondaryAngle = round(math.degrees(math.asin(up)), 2)               # towards the head
-    distance = -film.camera.axes[2] @ film.camera.source                               # to the carotids' tips
-    run.DistanceSourceToDetector, run.DistanceSourceToPatient = DETECTOR, round(distance, 2)
-    run.EstimatedRadiographicMagnificationFactor = round(DETECTOR / distance, 4)
-    run.ImagerPixelSpacing = [round(DETECTOR / film.camera.focal, 5)] * 2
+
+
+def _add_geometry(run: FileDataset, camera: Camera) -> None:
+    "Say where the machine stood: angles in degrees, lengths in mm."
+    aside, front, up = camera.axes[2] * (1, -1, 1)                           # from the source to the detector
+    run.PositionerPrimaryAngle = round(math.degrees(math.atan2(aside, front)), 2)  # to the patient's left
+    run.PositionerSecondaryAngle = round(math.degrees(math.asin(up)), 2)            # towards the head
+    distance = -camera.axes[2] @ camera.source                                  # to the carotids' tips
+    run.DistanceSourceToDetector, run.DistanceSourceToPatient = _DETECTOR, round(distance, 2)
+    run.EstimatedRadiographicMagnificationFactor = round(_DETECTOR / distance, 4)
+    run.ImagerPixelSpacing = [round(_DETECTOR / camera.focal, 5)] * 2
+
+# %% ../nbs/01c_phantom.ipynb #b2f30d28
+def _as_xa(film: Film, patient: str, seed) -> FileDataset:
+    "Return a film as an X-ray Angiographic Image of a simulated patient; identifiers come from `seed`."
+    run = FileDataset(None, {}, file_meta=FileMetaDataset(), preamble=bytes(128))
+    _add_identity(run, film, patient, seed)
+    _add_geometry(run, film.camera)
     run.NumberOfFrames, run.Rows, run.Columns = film.frames.shape
     if len(film.seconds) > 1: run.FrameTime = round(1000 * np.diff(film.seconds).mean(), 3)
     run.SamplesPerPixel, run.PixelRepresentation, run.PhotometricInterpretation = 1, 0, 'MONOCHROME2'
@@ -276,23 +342,57 @@ def as_xa(film: Film, patient: str, seed) -> FileDataset:
     return run
 
 # %% ../nbs/01c_phantom.ipynb #b2f30d10
-def _write_films(folder: Path, index: str, seed, size, population: Population, scanner: Scanner, frames: int) -> list:
+_KNOWN = 'location', 'host', 'kind', 'centre_mm', 'diameter_mm', 'neck_mm'      # of an aneurysm in any view
+_SHOWN = 'x', 'y', 'radius', 'visible', 'clear'                                 # of it in one view
+
+
+def _write_films(folder: Path, index: str, seed, size, population: Population, scanner: Scanner,
+                 frames: int) -> list:
     "Draw one patient's films, write eight DICOM files and the truth; return the row of the CSV."
     (folder / f'dicom/{index}').mkdir()
-    runs, aneurysms, source = {}, [], [seed, size, frames, repr(population), repr(scanner)]
-    for film in draw_films(seed, VIEWS, np.linspace(SECONDS[0], SECONDS[-1], frames), size, population, scanner):
-        as_xa(film, index, source).save_as(folder / f'dicom/{index}/{film.view}.dcm', enforce_file_format=True)
-        runs[film.view] = {'best': film.best, 'seconds': film.seconds.round(3).tolist(), 'filling': film.filling.round(4).tolist()}
-        aneurysms = aneurysms or [{key: one[key] for key in ('location', 'host', 'kind', 'centre_mm', 'diameter_mm', 'neck_mm')} | {'views': {}} for one in film.aneurysms]
-        for one, seen in zip(aneurysms, film.aneurysms): one['views'][film.view] = {key: seen[key] for key in ('x', 'y', 'radius', 'visible', 'clear')}
-    truth = {'index': index, 'seed': seed, 'size': list(film.frames.shape[:0:-1]), 'aneurysms': aneurysms, 'films': runs}
+    seconds = np.linspace(_SECONDS[0], _SECONDS[-1], frames)
+    source = [seed, size, frames, repr(population), repr(scanner)]
+    runs, aneurysms = {}, []
+    for film in draw_films(seed, VIEWS, seconds, size, population, scanner):
+        run = _as_xa(film, index, source)
+        run.save_as(folder / f'dicom/{index}/{film.view}.dcm', enforce_file_format=True)
+        runs[film.view] = {'best': film.best, 'seconds': film.seconds.round(3).tolist(),
+                           'filling': film.filling.round(4).tolist()}
+        if not aneurysms:
+            aneurysms = [{key: one[key] for key in _KNOWN} | {'views': {}} for one in film.aneurysms]
+        for one, seen in zip(aneurysms, film.aneurysms):
+            one['views'][film.view] = {key: seen[key] for key in _SHOWN}
+    truth = {'index': index, 'seed': seed, 'size': list(film.frames.shape[:0:-1]), 'aneurysms': aneurysms,
+             'films': runs}
     (folder / f'truth/{index}.json').write_text(json.dumps(truth, indent=1), encoding='utf-8')
     locations = {one['location'] for one in aneurysms}
     return [index, int(bool(locations)), *(int(location in locations) for location in LOCATIONS)]
 
 # %% ../nbs/01c_phantom.ipynb #3f22108d
-def write_cohort(out, patients: int, seed: int = 0, size=None, population: Population = Population(), scanner: Scanner = Scanner(),
-                 masks: bool = False, workers: int = -1, film: int = 0) -> Path:
+def _check_cohort(out: Path, patients: int, seed: int, size, masks: bool, workers: int, film: int) -> None:
+    "Say what is wrong with the arguments of `write_cohort`."
+    sides = [size] if isinstance(size, int) else list(size or [])
+    least = [('patients', patients, 1), ('seed', seed, 0), *(('size', side, 64) for side in sides)]
+    for name, value, lowest in least:
+        if value < lowest: raise ValueError(f'{name} is {value}; use {lowest} or more.')
+    if film and film < 5: raise ValueError(f'film is {film}; use 5 frames or more.')
+    if film and masks: raise ValueError('masks belong to single frames; leave out masks, or film.')
+    if workers == 0: raise ValueError('workers is 0; use 1 or more, or -1 for one a core.')
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f'{out} exists and is not an empty folder; choose another or remove it.')
+
+
+def _fill_cohort(folder: Path, jobs, patients: int, workers: int, film: int) -> None:
+    "Write all patients into a folder, and the tables."
+    parallel = joblib.Parallel(n_jobs=min(workers, patients), return_as='generator', idle_worker_timeout=2)
+    rows = list(tqdm(parallel(jobs), total=patients, desc='simulating', unit='patient', delay=3))
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table.to_csv(folder / 'groundtruth.csv', index=False)
+    if not film: table.assign(**dict.fromkeys(LABELS, 0)).to_csv(folder / 'test.csv', index=False)
+
+# %% ../nbs/01c_phantom.ipynb #3f22108e
+def write_cohort(out, patients: int, seed: int = 0, size=None, population: Population = Population(),
+                 scanner: Scanner = Scanner(), masks: bool = False, workers: int = -1, film: int = 0) -> Path:
     """Write a simulated cohort in the layout of the K-ium competition and return its folder.
 
     Parameters
@@ -305,40 +405,36 @@ def write_cohort(out, patients: int, seed: int = 0, size=None, population: Popul
         The same seed gives the same files, whatever the number of workers.
     size : int or (int, int), optional
         As in `draw_phantom`.
+    population, scanner : Population, Scanner
+        Who is simulated, and with which machine.
     masks : bool
         Whether to write `masks/{Index}{view}.png` too: 0 nothing, 1 vessel, 2 aneurysm.
     workers : int
         Processes; -1 for one per core.
     film : int
-        Frames of each film: instead of `images/` and `test.csv` write X-ray angiography objects, `dicom/{Index}/{view}.dcm`,
-        which `import_dicom` reads; the truth names the best frame of each. 0 for single frames.
+        Frames of each film: instead of `images/` and `test.csv` write X-ray angiography objects,
+        `dicom/{Index}/{view}.dcm`, which `import_dicom` reads; the truth names the best frame of each. 0 for
+        single frames.
 
     Raises
     ------
     FileExistsError
         If `out` exists and is not empty.
     ValueError
-        If `patients`, `seed`, `size` (64 at least) `workers` or `film` is out of range, or `masks` are wanted of films.
+        If `patients`, `seed`, `size` (64 at least), `workers` or `film` is out of range, or `masks` are
+        wanted of films.
     """
-    out, sides = Path(out), [size] if isinstance(size, int) else list(size or [])
-    for name, value, least in (('patients', patients, 1), ('seed', seed, 0), *(('size', side, 64) for side in sides)):
-        if value < least: raise ValueError(f'{name} is {value}; use {least} or more.')
-    if film and film < 5: raise ValueError(f'film is {film}; use 5 frames or more.')
-    if film and masks: raise ValueError('masks belong to single frames; leave out masks, or film.')
-    if workers == 0: raise ValueError('workers is 0; use 1 or more, or -1 for one a core.')
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f'{out} exists and is not an empty folder; choose another or remove it.')
+    out = Path(out)
+    _check_cohort(out, patients, seed, size, masks, workers, film)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f'{out.name}.', suffix='.partial', dir=out.parent))
     try:
         partial.chmod(0o755)
         for part in ('dicom' if film else 'images', 'truth', *['masks'] * masks): (partial / part).mkdir()
         write = joblib.delayed(_write_films if film else _write_patient)
-        jobs = (write(partial, str(1001 + i), [seed, i], size, population, scanner, film or masks) for i in range(patients))
-        rows = joblib.Parallel(n_jobs=min(workers, patients), return_as='generator', idle_worker_timeout=2)(jobs)
-        table = pd.DataFrame(list(tqdm(rows, total=patients, desc='simulating', unit='patient', delay=3)), columns=list(COLUMNS))
-        table.to_csv(partial / 'groundtruth.csv', index=False)
-        if not film: table.assign(**dict.fromkeys(LABELS, 0)).to_csv(partial / 'test.csv', index=False)
+        jobs = (write(partial, str(1001 + i), [seed, i], size, population, scanner, film or masks)
+                for i in range(patients))
+        _fill_cohort(partial, jobs, patients, workers, film)
         if out.exists(): out.rmdir()
         partial.rename(out)
     finally: shutil.rmtree(partial, ignore_errors=True)

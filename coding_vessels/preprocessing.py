@@ -15,43 +15,43 @@ import numpy as np
 from .studies import Study, read_frame
 
 # %% auto #0
-__all__ = ['UNUSABLE', 'PICTURES', 'resize', 'fit', 'centre_crop', 'invert', 'sharpen', 'raise_contrast', 'Preprocessing',
-           'preprocess_frame', 'preprocess_frames', 'preprocess_study', 'frame_warnings', 'usable', 'picture_features',
+__all__ = ['Preprocessing', 'preprocess_frame', 'preprocess_frames', 'preprocess_study', 'frame_warnings', 'usable',
            'view_warnings']
 
 # %% ../nbs/03_preprocessing.ipynb #d6558948
-def resize(frame: np.ndarray, width: int, height: int) -> np.ndarray:
+def _resize(frame: np.ndarray, width: int, height: int) -> np.ndarray:
     "Return the frame at a new size, uint8: averaged over areas when it shrinks, cubic when it grows."
     shrinks = width * height < frame.shape[0] * frame.shape[1]
     return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 # %% ../nbs/03_preprocessing.ipynb #908b898f
 def _median(frame: np.ndarray) -> int:
-    "Return the median grey level, rounded down, as `numpy.median` but from the histogram, which is much faster."
+    "Return the median grey level, rounded down, as `numpy.median` but from the histogram: faster."
     below = np.cumsum(cv2.calcHist([frame], [0], None, [256], [0, 256]).ravel().astype(np.int64))
-    return sum(int(np.searchsorted(below, rank, 'right')) for rank in ((frame.size - 1) // 2, frame.size // 2)) // 2
+    middle = (frame.size - 1) // 2, frame.size // 2
+    return sum(int(np.searchsorted(below, rank, 'right')) for rank in middle) // 2
 
 
-def fit(frame: np.ndarray, size: int) -> np.ndarray:
+def _fit(frame: np.ndarray, size: int) -> np.ndarray:
     "Return the whole frame within a square of `size` pixels, the rest filled with the frame's median."
     longest = max(frame.shape)
-    if longest == min(frame.shape): return resize(frame, size, size)                         # nothing to fill
+    if longest == min(frame.shape): return _resize(frame, size, size)                    # nothing to fill
     height, width = (max(1, round(length * size / longest)) for length in frame.shape)
     square = np.full((size, size), _median(frame), np.uint8)
     top, left = (size - height) // 2, (size - width) // 2
-    square[top:top + height, left:left + width] = resize(frame, width, height)
+    square[top:top + height, left:left + width] = _resize(frame, width, height)
     return square
 
 
-def centre_crop(frame: np.ndarray, size: int, field: float = 1.0) -> np.ndarray:
+def _centre_crop(frame: np.ndarray, size: int, field: float = 1.0) -> np.ndarray:
     "Return a centred square, `field` times the frame's shorter side, resized; with 1.0 the report's way."
     height, width = frame.shape
     side = max(1, round(field * min(height, width)))
     top, left = (height - side) // 2, (width - side) // 2
-    return resize(frame[top:top + side, left:left + side], size, size)
+    return _resize(frame[top:top + side, left:left + side], size, size)
 
 # %% ../nbs/03_preprocessing.ipynb #6d557ea1
-def invert(frame: np.ndarray) -> np.ndarray:
+def _invert(frame: np.ndarray) -> np.ndarray:
     "Return 255 minus the frame, uint8."
     return cv2.bitwise_not(frame)
 
@@ -59,14 +59,16 @@ def invert(frame: np.ndarray) -> np.ndarray:
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
-def sharpen(frame: np.ndarray, factor: float = 2.0) -> np.ndarray:
+def _sharpen(frame: np.ndarray, factor: float = 2.0) -> np.ndarray:
     "Return the frame with its sharpness raised by a factor, as Pillow's `ImageEnhance.Sharpness`."
     smooth = cv2.filter2D(frame, -1, _SMOOTH)
-    smooth[0], smooth[-1], smooth[:, 0], smooth[:, -1] = frame[0], frame[-1], frame[:, 0], frame[:, -1]
-    return cv2.addWeighted(frame, factor, smooth, 1 - factor, -0.499)      # minus almost a half: truncates instead of rounding
+    smooth[[0, -1]] = frame[[0, -1]]
+    smooth[:, [0, -1]] = frame[:, [0, -1]]
+    # Minus almost a half: it truncates instead of rounding
+    return cv2.addWeighted(frame, factor, smooth, 1 - factor, -0.499)
 
 # %% ../nbs/03_preprocessing.ipynb #76974ce2
-def raise_contrast(frame: np.ndarray, factor: float = 1.25) -> np.ndarray:
+def _raise_contrast(frame: np.ndarray, factor: float = 1.25) -> np.ndarray:
     "Return the frame with its contrast raised by a factor, as Pillow's `ImageEnhance.Contrast`."
     mean = int(cv2.sumElems(frame)[0] / frame.size + 0.5)
     table = np.clip(mean + factor * (np.arange(256) - mean), 0, 255).astype(np.uint8)
@@ -75,18 +77,25 @@ def raise_contrast(frame: np.ndarray, factor: float = 1.25) -> np.ndarray:
 # %% ../nbs/03_preprocessing.ipynb #1194a11a
 @dataclass(frozen=True)
 class Preprocessing:
-    "The settings of preprocessing; a trained model carries them along."
-    size: int = 720            # pixels of the square
-    field: float | None = None # share of the frame's shorter side that a centred square covers; None: the whole frame
+    """The settings of preprocessing; a trained model carries them along.
+
+    Raises
+    ------
+    ValueError
+        If `size`, `field` or `zoom` is out of range.
+    """
+    size: int = 720             # pixels of the square
+    field: float | None = None  # share of the shorter side that a centred square covers; None: all of it
     sharpness: float = 2.0
-    contrast: float = 1.25     # below 1 lowers it
-    zoom: float = 1.0          # above 1 everything is that much larger, about the middle, and the border is lost
-    again: tuple = (1.1,)      # further readings of a study, each that much larger; what counts is the mean of all
+    contrast: float = 1.25      # below 1 lowers it
+    zoom: float = 1.0           # above 1 everything is that much larger, and the border is lost
+    again: tuple = (1.1,)       # further readings of a study, each that much larger; their mean counts
 
     def __post_init__(self):
         if not 16 <= self.size <= 4096: raise ValueError(f'size is {self.size} pixels; use 16 to 4096.')
-        if self.field is not None and not 0.1 <= self.field <= 1: raise ValueError(f'field is {self.field}; use 0.1 to 1, or None for the whole frame.')
-        object.__setattr__(self, 'again', tuple(self.again))         # a list, where it was read from a file
+        if self.field is not None and not 0.1 <= self.field <= 1:
+            raise ValueError(f'field is {self.field}; use 0.1 to 1, or None for the whole frame.')
+        object.__setattr__(self, 'again', tuple(self.again))          # a list, where it was read from a file
         for zoom in (self.zoom, *(self.zoom * larger for larger in self.again)):
             if not 1 <= zoom <= 2: raise ValueError(f'zoom is {zoom}; use 1 to 2.')
 
@@ -96,17 +105,22 @@ class Preprocessing:
 
     def span(self, width: int, height: int) -> float:
         "Return how many pixels of a frame of that size the square's side covers."
-        return (max(width, height) if self.field is None else self.field * min(width, height)) / self.zoom
+        side = max(width, height) if self.field is None else self.field * min(width, height)
+        return side / self.zoom
 
     def place(self, x, y, width: int, height: int):
-        "Return where a pixel of a frame of that size lies in the square, x and y in pixels, and the square's pixels per pixel of the frame."
+        "Return where a pixel of a frame of that size lies in the square, x and y, and the magnification."
         scale = self.size / self.span(width, height)
-        return (x + 0.5 - width / 2) * scale + self.size / 2 - 0.5, (y + 0.5 - height / 2) * scale + self.size / 2 - 0.5, scale
+        across = (x + 0.5 - width / 2) * scale + self.size / 2 - 0.5
+        down = (y + 0.5 - height / 2) * scale + self.size / 2 - 0.5
+        return across, down, scale
 
     def place_back(self, x, y, width: int, height: int):
         "Return where a pixel of the square lies in a frame of that size: x and y in pixels."
         _, _, scale = self.place(0, 0, width, height)
-        return (x + 0.5 - self.size / 2) / scale + width / 2 - 0.5, (y + 0.5 - self.size / 2) / scale + height / 2 - 0.5
+        across = (x + 0.5 - self.size / 2) / scale + width / 2 - 0.5
+        down = (y + 0.5 - self.size / 2) / scale + height / 2 - 0.5
+        return across, down
 
 # %% ../nbs/03_preprocessing.ipynb #5f0ed388
 def preprocess_frame(frame: np.ndarray, settings: Preprocessing = Preprocessing()) -> np.ndarray:
@@ -129,54 +143,78 @@ def preprocess_frame(frame: np.ndarray, settings: Preprocessing = Preprocessing(
         If the frame is not one channel of uint8.
     """
     if frame.ndim != 2 or frame.dtype != np.uint8:
-        raise ValueError(f'a frame of shape {frame.shape} and type {frame.dtype} came; give one grey channel, uint8.')
+        raise ValueError(f'a frame of shape {frame.shape} and type {frame.dtype} came; '
+                         'give one grey channel, uint8.')
     side = max(1, round(settings.span(*frame.shape[::-1])))
-    rows, columns = (slice(max(0, (length - side) // 2), max(0, (length - side) // 2) + side) for length in frame.shape)
-    square = fit(frame[rows, columns], settings.size)
-    return raise_contrast(sharpen(invert(square), settings.sharpness), settings.contrast)
+    top, left = (max(0, (length - side) // 2) for length in frame.shape)
+    square = _fit(frame[top:top + side, left:left + side], settings.size)
+    return _raise_contrast(_sharpen(_invert(square), settings.sharpness), settings.contrast)
 
-
-def preprocess_frames(frames: list[np.ndarray | None], settings: Preprocessing = Preprocessing()) -> np.ndarray:
-    "Return frames as they came, (height, width), uint8, or None, preprocessed: (n, size, size), uint8, zeros for None."
+# %% ../nbs/03_preprocessing.ipynb #5f0ed389
+def preprocess_frames(frames: list[np.ndarray | None],
+                      settings: Preprocessing = Preprocessing()) -> np.ndarray:
+    "Return grey frames, (height, width), uint8, preprocessed: (n, size, size), uint8, 0 for None."
     missing = np.zeros((settings.size, settings.size), np.uint8)
     return np.stack([missing if frame is None else preprocess_frame(frame, settings) for frame in frames])
 
 
 def preprocess_study(study: Study, settings: Preprocessing = Preprocessing()) -> np.ndarray:
-    "Return the eight preprocessed frames of a study, shape (8, size, size), uint8, in the order of VIEWS; zeros where one is missing."
+    "Return a study's preprocessed frames, (8, size, size), uint8, as in VIEWS; 0 where one is missing."
     return preprocess_frames([path and read_frame(path) for path in study.frames], settings)
 
 # %% ../nbs/03_preprocessing.ipynb #54ef7e42
-UNUSABLE = 'nearly empty', 'no subtraction angiogram', 'vessels are not dark', 'saturated'      # beginnings of warnings
+# Beginnings of warnings
+_UNUSABLE = 'nearly empty', 'no subtraction angiogram', 'vessels are not dark', 'saturated'
 
 
 def frame_warnings(frame: np.ndarray) -> list[str]:
-    "Return what is suspicious about a grey frame, (height, width), uint8, before preprocessing, in words; empty if nothing is."
+    """Return what is suspicious about a frame, in words.
+
+    Parameters
+    ----------
+    frame : ndarray, shape (height, width), uint8
+        Grey levels before preprocessing.
+
+    Returns
+    -------
+    list of str
+        Empty if nothing is.
+    """
     height, width = frame.shape
     middle = frame[height // 5:height - height // 5, width // 5:width - width // 5]
     darkest, low, usual, high, brightest = np.percentile(middle[::3, ::3], [1, 25, 50, 75, 99]).tolist()
     found = []
     if min(frame.shape) < 256: found.append(f'small, {width} x {height} pixels')
-    if brightest - darkest < 15: found.append('nearly empty')
-    elif high - low > 0.4 * max(usual - darkest, brightest - usual): found.append('no subtraction angiogram? grey levels are spread out')
-    elif brightest - usual > usual - darkest: found.append('vessels are not dark: inverted already?')
-    if max((middle == 255).mean(), (middle == 0).mean()) > 0.2: found.append('saturated: a fifth of the middle is black or white')
+    if brightest - darkest < 15:
+        found.append('nearly empty')
+    elif high - low > 0.4 * max(usual - darkest, brightest - usual):
+        found.append('no subtraction angiogram? grey levels are spread out')
+    elif brightest - usual > usual - darkest:
+        found.append('vessels are not dark: inverted already?')
+    if max((middle == 255).mean(), (middle == 0).mean()) > 0.2:
+        found.append('saturated: a fifth of the middle is black or white')
     return found
 
 
 def usable(frame: np.ndarray) -> bool:
-    "Return whether a grey frame, (height, width), uint8, can be read: none of its warnings is one of UNUSABLE."
-    return not any(warning.startswith(UNUSABLE) for warning in frame_warnings(frame))
+    "Return whether a grey frame, (height, width), uint8, can be read: no warning forbids it."
+    return not any(warning.startswith(_UNUSABLE) for warning in frame_warnings(frame))
 
 # %% ../nbs/03_preprocessing.ipynb #fa42c071
-PICTURES = {'LI-A': 0, 'RI-A': 1, 'LI-B': 2, 'RI-B': 2, 'LV-A': 3, 'RV-A': 3, 'LV-B': 4, 'RV-B': 4}      # what can be told apart
-_PICTURE_NAMES = 'a left carotid from the front', 'a right carotid from the front', 'a carotid from the side', 'a vertebral from the front', 'a vertebral from the side'
+_PICTURES = {  # what can be told apart
+    'LI-A': 0, 'RI-A': 1, 'LI-B': 2, 'RI-B': 2, 'LV-A': 3, 'RV-A': 3, 'LV-B': 4, 'RV-B': 4}
+_PICTURE_NAMES = ('a left carotid from the front', 'a right carotid from the front',
+                  'a carotid from the side', 'a vertebral from the front', 'a vertebral from the side')
 _CLASSIFIER = files('coding_vessels') / 'assets/views.npz'
 
 
-def picture_features(frame: np.ndarray) -> np.ndarray:
-    "Return a grey frame, (height, width), uint8, as 576 numbers for the picture classifier: its middle at 24 x 24 pixels, without level, contrast and black border."
-    small = cv2.resize(centre_crop(frame, 96, 0.9), (24, 24), interpolation=cv2.INTER_AREA).astype(np.float32)
+def _picture_features(frame: np.ndarray) -> np.ndarray:
+    """Return a grey frame, (height, width), uint8, as 576 numbers for the picture classifier.
+
+    Its middle at 24 x 24 pixels, without level, contrast and black border.
+    """
+    small = cv2.resize(_centre_crop(frame, 96, 0.9), (24, 24), interpolation=cv2.INTER_AREA)
+    small = small.astype(np.float32)
     lit = small > 20
     change = np.where(lit, small - np.median(small[lit]) if lit.any() else 0, 0)
     return np.clip(change / (1.5 * np.abs(change).mean() + 1), -3, 3).ravel()
@@ -184,12 +222,26 @@ def picture_features(frame: np.ndarray) -> np.ndarray:
 
 @cache
 def _classifier() -> tuple[np.ndarray, np.ndarray]:
-    with _CLASSIFIER.open('rb') as stream, np.load(stream, allow_pickle=False) as weights: return weights['slope'], weights['offset']
+    with _CLASSIFIER.open('rb') as stream, np.load(stream, allow_pickle=False) as weights:
+        return weights['slope'], weights['offset']
 
-
+# %% ../nbs/03_preprocessing.ipynb #fa42c072
 def view_warnings(frame: np.ndarray, view: str) -> list[str]:
-    "Return a warning if a grey frame, (height, width), uint8, very probably shows another picture than its view's name says; else an empty list."
+    """Return a warning if a frame very probably shows another picture than its view's name says.
+
+    Parameters
+    ----------
+    frame : ndarray, shape (height, width), uint8
+    view : str
+        One of VIEWS.
+
+    Returns
+    -------
+    list of str
+        One warning or none.
+    """
     slope, offset = _classifier()
-    scores = picture_features(frame) @ slope + offset
+    scores = _picture_features(frame) @ slope + offset
     chances = np.exp(scores - scores.max())
-    return [f'looks like {_PICTURE_NAMES[int(scores.argmax())]}, not like {view}'] if chances[PICTURES[view]] / chances.sum() < 0.1 else []
+    if chances[_PICTURES[view]] / chances.sum() >= 0.1: return []
+    return [f'looks like {_PICTURE_NAMES[int(scores.argmax())]}, not like {view}']

@@ -22,7 +22,7 @@ import numpy as np
 from coding_vessels.anatomy import VIEWS
 from coding_vessels.arteries import Population, draw_vessels
 from coding_vessels.films import Scanner, aim, expose, finish, path_lengths, segments_of
-from coding_vessels.phantom import INTENSIFIER
+from coding_vessels.phantom import PRESETS
 
 CROP = 256
 
@@ -43,7 +43,7 @@ def sequence_minimum(seed):
     """
     rng = np.random.default_rng(seed)
     wide = dict(field_of_view=(170, 290), letters=0.5, shading=(4, 20), noise=(0.5, 3.0), attenuation=(0.12, 0.30), rounded=0.1)
-    scanner = replace(INTENSIFIER if rng.random() < 0.4 else Scanner(), **wide)
+    scanner = replace(PRESETS['image-intensifier'][1] if rng.random() < 0.4 else Scanner(), **wide)
     population = replace(Population(), external=0.6, tortuous=0.4)
     scanner = replace(scanner, background=(rng.uniform(*scanner.background),) * 2, motion=(0.0, rng.choice([0.5, 1.5, 3.0])))
     vessels, minima, masks = list(draw_vessels(rng, population).values()), [], []
