@@ -38,7 +38,7 @@ class FrameInput(layers.Layer):
     def __init__(self, preprocessing: dict, imagenet: bool = False, order: str = ORDER, **options):
         super().__init__(**options)
         if order != ORDER: raise ValueError('its views, labels or structures stand in another order')
-        self.preprocessing, self.imagenet = dict(preprocessing), imagenet
+        self.preprocessing, self.imagenet = asdict(Preprocessing(**preprocessing)), imagenet
 
     def call(self, frames):
         x = ops.cast(frames, self.compute_dtype)[..., None]
