@@ -19,7 +19,6 @@ from .anatomy import COLUMNS, LOCATIONS, MIRRORED, SHOWN, VIEWS, structure_of, v
 from .batches import CELL
 from .engines import WORKERS, Engine
 from .preprocessing import Preprocessing, frame_warnings, preprocess_frames, usable, view_warnings
-from .size import sac_width
 from .studies import FrameError, Study, read_frame
 
 # %% auto #0
@@ -122,7 +121,6 @@ class Reading:
     maps: np.ndarray | None             # (8, cells, cells, 13), scores
     settings: Preprocessing             # the model's
     warnings: list[tuple[str, str]]     # view, or '' for the study as a whole, and what is suspicious
-    masks: np.ndarray | None = None     # (52, 16, 16), scores, one for each of LOOKS
 
     @property
     def flagged(self) -> list[str]:
@@ -134,17 +132,14 @@ class Reading:
         return [view for view in views_of(location) if self.present[VIEWS.index(view)]]
 
     def positions(self) -> list[tuple]:
-        "Return location, probability, view, x and y, and how wide the aneurysm is, in pixels of the frame, of each flagged location in each view."
+        "Return location, probability, view, and x and y in pixels of the frame, of each flagged location in each view."
         rows = []
         for location in self.flagged if self.maps is not None else []:
             probability = round(float(self.probabilities[1 + LOCATIONS.index(location)]), 4)
             for view in self.views_of(location):
                 peak = peak_of(attention_map(self.maps, location, view))
-                size = self.frames[VIEWS.index(view)].shape[::-1]
-                x, y = self.settings.place_back(*peak, *size)
-                scale = self.settings.place(0, 0, *size)[2]
-                width = float('nan') if self.masks is None else sac_width(self.masks, location, view, scale)
-                rows.append((location, probability, view, round(x, 1), round(y, 1), round(width, 1)))
+                x, y = self.settings.place_back(*peak, *self.frames[VIEWS.index(view)].shape[::-1])
+                rows.append((location, probability, view, round(x, 1), round(y, 1)))
         return rows
 
 # %% ../nbs/09_prediction.ipynb #53de82ed
@@ -184,7 +179,7 @@ def read_study(engine: Engine, study: Study, threshold=None) -> Reading:
     answer = read_frames(engine, given)
     thresholds = np.broadcast_to(engine.thresholds if threshold is None else threshold, (len(LOCATIONS),))
     return Reading(study, frames, present, answer['labels'].astype(float), thresholds, answer.get('maps'), engine.preprocessing,
-                   frame_notes(frames), answer.get('masks'))
+                   frame_notes(frames))
 
 # %% ../nbs/09_prediction.ipynb #8e9afe9d
 def readings(engine: Engine, studies: list[Study], threshold=None):
@@ -220,7 +215,7 @@ def predict_studies(engine: Engine, studies: list[Study], threshold=None, visit=
     -------
     DataFrame, DataFrame, DataFrame
         Probabilities: Index and the 22 labels, float, NaN where not assessed, in the order of the studies. Positions: Index, location,
-        probability, view, x, y and width in pixels of the frame; the width is NaN where the closer look sees no sac. Errors: Index and error.
+        probability, view, x and y in pixels of the frame. Errors: Index and error.
     """
     rows, positions, errors = [], [], []
     done = tqdm(readings(engine, studies, threshold), total=len(studies), desc='predicting', unit='study', delay=3)
@@ -231,7 +226,7 @@ def predict_studies(engine: Engine, studies: list[Study], threshold=None, visit=
         rows.append([study.index, *reading.probabilities])
         positions.extend([study.index, *row] for row in reading.positions())
         if visit: visit(reading)
-    return (pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(positions, columns=['Index', 'location', 'probability', 'view', 'x', 'y', 'width']),
+    return (pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(positions, columns=['Index', 'location', 'probability', 'view', 'x', 'y']),
             pd.DataFrame(errors, columns=['Index', 'error']))
 
 # %% ../nbs/09_prediction.ipynb #6ec1b1e0
