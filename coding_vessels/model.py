@@ -229,21 +229,23 @@ def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str
     return keras.Model(frames, {'labels': out}, name='report')
 
 # %% ../nbs/06_model.ipynb #2591b3e3
-def _closer(squares, embed):
+def _closer(squares, embed, masks: bool):
     """Return what a closer look makes of squares, (batch, 52, 64, 64, 1).
 
-    Features, (batch, 52, 64), and scores of where an aneurysm is in it, before any sigmoid, (batch, 52, 16, 16).
+    Features, (batch, 52, 64), and perhaps scores of where an aneurysm is in it, before any sigmoid, (batch, 52, 16, 16).
     """
     square = keras.Input(squares.shape[2:])
     x = _residual(_residual(_residual(_convolution(square, 24, 5, 2), 24), 48, 2), 48)
     near = embed(Folded(keras.Model(square, x), name='near')(squares))
     patch = keras.Input(near.shape[2:])
     far = _residual(_residual(patch, 96, 2), 96)
+    pooled = [layers.GlobalMaxPooling2D()(far), layers.GlobalAveragePooling2D()(far)]
+    if not masks: return Folded(keras.Model(patch, layers.Dense(64, activation='relu')(layers.Concatenate()(pooled))), name='nearer')(near), None
     above = layers.Resizing(*patch.shape[1:3], interpolation='bilinear')(layers.Conv2D(48, 1)(far))
     fine = layers.ReLU()(layers.BatchNormalization()(layers.Add()([above, layers.Conv2D(48, 1)(patch)])))
     fine = _convolution(fine, 48, 3)
     mask = layers.Conv2D(1, 1, bias_initializer=_RARE)(fine)
-    pooled = [layers.GlobalMaxPooling2D()(x) for x in (far, fine, mask)] + [layers.GlobalAveragePooling2D()(far)]
+    pooled += [layers.GlobalMaxPooling2D()(x) for x in (fine, mask)]
     features = layers.Dense(64, activation='relu')(layers.Concatenate()(pooled))
     return Folded(keras.Model(patch, [features, layers.Reshape(mask.shape[1:3])(mask)]), name='nearer')(near)
 
@@ -262,7 +264,7 @@ IDEAS = 'one side', 'view embedding', 'closer look', 'sequence', 'noisy-or'     
 
 
 def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, contrast=0.8), backbone: str = 'small', weights: str | None = None,
-                 without: str | None = None) -> keras.Model:
+                 without: str | None = None, masks: bool = False) -> keras.Model:
     """Return the network of this project.
 
     Parameters
@@ -274,6 +276,8 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, c
         For ResNet50: None starts from random weights; 'imagenet' downloads Keras' weights at first use.
     without : str, optional
         One of IDEAS, left out for comparison.
+    masks : bool
+        Whether the closer look says where in its square the aneurysm is, too; it learns that from squares (`closer_look`).
 
     Returns
     -------
@@ -281,7 +285,7 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, c
         uint8 (batch, 8, size, size) -> 'labels', float32 (batch, 22) in the order of LABELS; 'maps', the scores of the attention
         maps before any sigmoid, float32 (batch, 8, size // 16, size // 16, 13), right frontal views mirrored; 'looks', each
         closer look's own score before any sigmoid and the row and column in cells of where it was taken, float32 (batch, 52, 3);
-        and 'masks', scores before any sigmoid of where in each look an aneurysm is, float32 (batch, 52, 16, 16).
+        and perhaps 'masks', scores before any sigmoid of where in each look an aneurysm is, float32 (batch, 52, 16, 16).
 
     Raises
     ------
@@ -304,12 +308,12 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, c
     read, out = [features, maps], {'maps': maps if mirrored else OneSide()(maps)}
     if without != 'closer look':
         squares, centres = CloseUps(name='close_ups')([grey, maps])
-        near, masks = _closer(squares, embed)
+        near, shown = _closer(squares, embed, masks)
         suspicion = layers.Dense(1, name='suspicion')(near)
         read.append(layers.Concatenate()([near, suspicion]))
         if not mirrored: centres = ops.where(_FLIPPED, maps.shape[3] - 1 - centres, centres)
         out['looks'] = layers.Concatenate(name='looks', dtype='float32')([suspicion, centres])
-        out['masks'] = layers.Activation('linear', name='masks', dtype='float32')(masks)
+        if masks: out['masks'] = layers.Activation('linear', name='masks', dtype='float32')(shown)
     scores = _scores(LocationReadout(name='readout')(read), without != 'sequence')
     located = Calibration(name='calibration', dtype='float32')(scores)
     if without != 'noisy-or': out['labels'] = NoisyOr(name='labels', dtype='float32')(located)
@@ -323,6 +327,7 @@ def closer_look(model: keras.Model) -> keras.Model:
     Parameters
     ----------
     model : keras.Model
+        Made with `masks`.
 
     Returns
     -------

@@ -143,7 +143,7 @@ if __name__ == "__main__":
 
     keras.utils.set_random_seed(101)
     half_the_bits(True)
-    model = load_model(args.run / "last.keras") if (args.run / "last.keras").exists() else vessel_model()
+    model = load_model(args.run / "last.keras") if (args.run / "last.keras").exists() else vessel_model(masks=True)
     if args.start and not (args.run / "last.keras").exists():
         take_overview(load_model(args.start), model)
     look = closer_look(model)
