@@ -334,7 +334,13 @@ def closer_look(model: keras.Model) -> keras.Model:
     keras.Model
         Squares of standardised frames, float32 (batch, 64, 64, 1), to scores before any sigmoid: 'suspicion', (batch, 1), that an
         aneurysm is in it, and 'mask', (batch, 16, 16), where.
+
+    Raises
+    ------
+    ValueError
+        If the network was made without `masks`.
     """
+    if 'masks' not in model.output: raise ValueError('the network has no masks; make it with vessel_model(masks=True).')
     near, nearer, suspicion = (model.get_layer(name) for name in ('near', 'nearer', 'suspicion'))
     square = keras.Input(near.layer.input.shape[1:], name='square')
     features, mask = nearer.layer(near.layer(square))

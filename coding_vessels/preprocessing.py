@@ -82,7 +82,7 @@ class Preprocessing:
     Raises
     ------
     ValueError
-        If `size`, `field` or `zoom` is out of range.
+        If `size`, `field`, `zoom` or what `again` makes of it is out of range.
     """
     size: int = 720             # pixels of the square
     field: float | None = None  # share of the shorter side that a centred square covers; None: all of it
