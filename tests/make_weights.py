@@ -3,12 +3,11 @@
     python tests/make_weights.py RUN [--start MODEL] [--share 1.0]
 
 Draws patients as they are needed: first the closer look learns alone, from squares with an aneurysm and without it, then the
-whole network. Calibrates on others with natural frequencies, and writes the shipped files. RUN keeps what is done; an
-interrupted call goes on. `--start` takes the overview of a trained model instead of random weights. `--share 0.01` is a trial
-with a hundredth of the steps and the patients. Convolutions are computed in bfloat16 where the processor can.
-
-A known fault: squares, whole studies and studies with hidden views share the means of batch normalisation. So in prediction the
-masks come out far too faint, and the weights that this script makes do not ship yet.
+whole network. Squares, whole studies and studies with hidden views differ in their means, and prediction has only one set of
+them. So the means of batch normalisation are then taken from whole studies and kept, and the network learns on with them.
+Calibrates on others with natural frequencies, and writes the shipped files. RUN keeps what is done; an interrupted call goes on.
+`--start` takes the overview of a trained model instead of random weights. `--share 0.01` is a trial with a hundredth of the steps
+and the patients. Convolutions are computed in bfloat16 where the processor can.
 """
 
 import argparse
@@ -16,6 +15,7 @@ import itertools
 import json
 import os
 import zipfile
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -35,6 +35,8 @@ from coding_vessels.training import calibrate, label_loss, look_loss, map_loss, 
 
 ALONE = {"pairs": 2400, "uses": 3, "rate": 2e-3, "epochs": 8}      # for the closer look; `uses` is batches a pair
 WHOLE = {"pairs": 2400, "uses": 2, "rate": 8e-4, "epochs": 12}     # for the network
+SETTLED = {"pairs": 3600, "uses": 2, "rate": 5e-4, "epochs": 12}   # for the network with the means that prediction has
+MEANS = 60                                                         # pairs for these means
 CALIBRATION = "varied", 1200, 801                                  # preset, patients, seed
 SQUARE = {"suspicion": suspicion_loss, "mask": mask_loss}
 
@@ -82,11 +84,11 @@ def squares(first, last):
     return square_batches(patients(1001, first, last), 1001, ALONE["uses"])
 
 
-def studies(first, last):
+def studies(seed, uses, first, last):
     """Yield what the network learns from: patients, and beside them squares of the same patients."""
-    pairs, again = itertools.tee(patients(1000, first, last))
-    beside = square_batches(again, 1000 + first, WHOLE["uses"], size=8)
-    for (frames, targets), (square, shown) in zip(phantom_batches(pairs, 1000 + first, Augmentation(), uses=WHOLE["uses"]), beside):
+    pairs, again = itertools.tee(patients(seed, first, last))
+    beside = square_batches(again, seed + first, uses, size=8)
+    for (frames, targets), (square, shown) in zip(phantom_batches(pairs, seed + first, Augmentation(), uses=uses), beside):
         answers = {"scores": targets["labels"], "maps": targets["maps"], "looks": targets["maps"]}
         yield {"frames": frames, "square": square}, answers | shown
 
@@ -99,6 +101,25 @@ def stream(batches, model, first, last):
     inputs = {one.name: tf.TensorSpec((None, *one.shape[1:]), one.dtype) for one in model.inputs}
     signature = inputs if len(inputs) > 1 else inputs["square"], {name: tf.TensorSpec(shape) for name, shape in answers.items()}
     return tf.data.Dataset.from_generator(lambda: batches(first, last + 9), output_signature=signature).prefetch(2)
+
+
+def norms(layer):
+    """Return the batch normalisations inside a layer or a network."""
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return [layer]
+    inside = [*getattr(layer, "layers", ()), *([layer.layer] if hasattr(layer, "layer") else ())]
+    return [norm for one in inside for norm in norms(one)]
+
+
+def settle(network, pairs):
+    """Give the batch normalisations the means and variances of whole studies."""
+    momentum = {norm: norm.momentum for norm in norms(network)}
+    for number, (frames, _) in enumerate(phantom_batches(patients(1002, 0, pairs), 1002, Augmentation(), missing=0, uses=1)):
+        for norm in momentum:
+            norm.momentum = number / (number + 1)
+        network(frames, training=True)
+    for norm, value in momentum.items():
+        norm.momentum = value
 
 
 class Keep(keras.callbacks.Callback):
@@ -156,7 +177,12 @@ if __name__ == "__main__":
     labels = label_loss(positive_weights(PRESETS["training"][0]), twins=True)
     losses = {"scores": labels, "maps": map_loss, "looks": look_loss, **SQUARE}
     shares = {"scores": 1.0, "maps": 0.2, "looks": 2.0, "suspicion": 0.3, "mask": 0.5}
-    learn(model, trainer, losses, shares, studies, WHOLE, args.run, "whole", args.share)
+    learn(model, trainer, losses, shares, partial(studies, 1000, WHOLE["uses"]), WHOLE, args.run, "whole", args.share)
+    if not (args.run / "settled.json").exists():
+        settle(model, max(2, round(MEANS * args.share)))
+    for norm in norms(model):
+        norm.trainable = False
+    learn(model, trainer, losses, shares, partial(studies, 1003, SETTLED["uses"]), SETTLED, args.run, "settled", args.share)
 
     half_the_bits(False)
     # Kernels in half precision: the file is half the size.
@@ -172,13 +198,14 @@ if __name__ == "__main__":
     export_model(SHIPPED)
     lines = [json.loads(line) for line in (args.run / "history.jsonl").read_text().splitlines()]
     record = {
-        "settings": {"start": args.start and args.start.name, "alone": ALONE, "whole": WHOLE},
+        "settings": {"start": args.start and args.start.name, "alone": ALONE, "whole": WHOLE, "settled": SETTLED},
         "cohorts": {
-            "training": {"preset": "training", "seeds": [1001, 1000], "patients": 2 * (ALONE["pairs"] + WHOLE["pairs"])},
+            "training": {"preset": "training", "seeds": [1001, 1000, 1003],
+                         "patients": 2 * (ALONE["pairs"] + WHOLE["pairs"] + SETTLED["pairs"])},
             "valid": {"preset": preset, "patients": count, "seed": seed, "pixels": 720},
         },
         "versions": {"coding_vessels": __version__, "keras": keras.__version__, "numpy": np.__version__},
-        "history": {stage: [line for line in lines if line["stage"] == stage] for stage in ("alone", "whole")},
+        "history": {stage: [line for line in lines if line["stage"] == stage] for stage in ("alone", "whole", "settled")},
     }
     SHIPPED.with_suffix(".json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     print(f"{SHIPPED}: now run nbs/12_weights.ipynb, which measures it and writes the model card")
