@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from .aneurysms import Aneurysm, draw_aneurysm, draw_locations
 from .arteries import COHORT_POSITIVES, Population, draw_vessels
 from .films import (SIZES, Camera, Scanner, aim, draw_veins, expose, expose_film, film_layers, filling_at, finish,
                                   path_lengths, segments_of)
+from .files import whole
 
 # %% auto #0
 __all__ = ['ELDERLY', 'INTENSIFIER', 'CROWDED', 'VARIED', 'PRESETS', 'SECONDS', 'DETECTOR', 'Phantom', 'draw_twins',
@@ -328,18 +327,13 @@ def write_cohort(out, patients: int, seed: int = 0, size=None, population: Popul
     if workers == 0: raise ValueError('workers is 0; use 1 or more, or -1 for one a core.')
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f'{out} exists and is not an empty folder; choose another or remove it.')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f'{out.name}.', suffix='.partial', dir=out.parent))
-    try:
-        partial.chmod(0o755)
-        for part in ('dicom' if film else 'images', 'truth', *['masks'] * masks): (partial / part).mkdir()
+    with whole(out) as beside:
+        partial = beside()
+        for part in ('dicom' if film else 'images', 'truth', *['masks'] * masks): (partial / part).mkdir(parents=True)
         write = joblib.delayed(_write_films if film else _write_patient)
         jobs = (write(partial, str(1001 + i), [seed, i], size, population, scanner, film or masks) for i in range(patients))
         rows = joblib.Parallel(n_jobs=min(workers, patients), return_as='generator', idle_worker_timeout=2)(jobs)
         table = pd.DataFrame(list(tqdm(rows, total=patients, desc='simulating', unit='patient', delay=3)), columns=list(COLUMNS))
         table.to_csv(partial / 'groundtruth.csv', index=False)
         if not film: table.assign(**dict.fromkeys(LABELS, 0)).to_csv(partial / 'test.csv', index=False)
-        if out.exists(): out.rmdir()
-        partial.rename(out)
-    finally: shutil.rmtree(partial, ignore_errors=True)
     return out

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pandas as pd
 
 from .anatomy import LOCATION_NAMES, LOCATIONS, MAP, MAP_LINES, VIEWS, parse_view
 from .evaluation import TRIVIAL
+from .files import whole
 from .prediction import attention_map, peak_of
 from .studies import canonical_index
 
@@ -90,7 +90,7 @@ def _frame(reading, view: str, locations: list[str]) -> dict:
 # %% ../nbs/10_report.ipynb #d725beb6
 def write_report(path, pages: list[dict], title: str, facts: dict[str, str], notices: list[str], record: dict | None = None,
                  curves=None, errors=(), known: bool = False) -> Path:
-    """Write the page, beside first and then renamed, and return its path.
+    """Write the page and return its path.
 
     Parameters
     ----------
@@ -122,11 +122,5 @@ def write_report(path, pages: list[dict], title: str, facts: dict[str, str], not
     if curves is not None: curves.savefig(drawing, format='svg', metadata={'Date': None})
     stream = template.stream(pages=ordered, title=title, facts=facts, notices=notices, record=record, trivial=TRIVIAL, lines=MAP_LINES, errors=list(errors),
                              known=known, curves=_data('image/svg+xml', drawing.getvalue()) if curves is not None else None)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'{path.name}.{os.getpid()}.partial')
-    try:
-        with open(beside, 'w', encoding='utf-8', errors='backslashreplace') as out: out.writelines(stream)
-        os.replace(beside, path)
-    finally: beside.unlink(missing_ok=True)
-    return path
+    with whole(path) as beside, open(beside(), 'w', encoding='utf-8', errors='backslashreplace') as out: out.writelines(stream)
+    return Path(path)
