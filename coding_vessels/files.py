@@ -68,6 +68,10 @@ class Group:
         self._places[made] = path
         return made
 
+    def places(self) -> list[Path]:
+        "Return the places of what has been written so far."
+        return [path for made, path in self._places.items() if made.exists()]
+
     def inside(self, folder) -> Path:
         "Return the folder where to write what shall stand in `folder`; only what was called for by name goes there."
         made = self.folder / hashlib.sha256(os.fsencode(os.path.abspath(folder))).hexdigest()[:16]
