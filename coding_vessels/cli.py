@@ -39,13 +39,21 @@ def simulate(args) -> int:
     return 0
 
 
+def _print_problems(problems, most: int = 50) -> None:
+    "Print a table of problems; of those with the same mend the first `most`, and how many more there are."
+    import pandas as pd
+    shown = problems.groupby('mend', sort=False).head(most)
+    with pd.option_context('display.max_rows', None, 'display.max_colwidth', None, 'display.width', None):
+        if len(shown): print(shown.to_string(index=False))
+    for mend, count in (problems.mend.value_counts(sort=False) - most).items():
+        if count > 0: print(f'... and {count:,} more: {mend}')
+
+
 def check(args) -> int:
     "List everything that is wrong with a cohort."
-    import pandas as pd
     from coding_vessels.studies import read_cohort
     studies, problems = read_cohort(args.csv, args.images, labelled=not args.unlabelled, decode=True, partial=True)
-    with pd.option_context('display.max_rows', None, 'display.max_colwidth', None, 'display.width', None):
-        if len(problems): print(problems.to_string(index=False))
+    _print_problems(problems)
     lacking = sum(not study.present.all() for study in studies)
     without = f', {lacking} of them without all views' if lacking else ''
     print(f'{len(studies)} usable studies{without}, {len(problems)} problems')
@@ -72,8 +80,7 @@ def import_dicom(args) -> int:
     from coding_vessels import dicom
     logging.getLogger('pydicom').setLevel(logging.CRITICAL); warnings.simplefilter('ignore')         # what matters comes as a sentence
     problems = dicom.import_dicom(args.folder, args.out, args.key, args.mapping, args.projection)
-    with pd.option_context('display.max_rows', None, 'display.max_colwidth', None, 'display.width', None):
-        if len(problems): print(problems.to_string(index=False))
+    _print_problems(problems)
     print(f'{len(pd.read_csv(Path(args.out) / "test.csv"))} studies: {args.out}; the way back to the patients: {args.key}')
     return 3 if (problems.Index == '').any() else 0
 

@@ -16,7 +16,7 @@ from scipy.stats import binomtest, norm, permutation_test, rankdata
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from .anatomy import LABELS, LOCATIONS, views_of
-from .files import whole
+from .files import settle, whole
 from .studies import canonical_index, parse_labels, read_table
 
 # %% auto #0
@@ -106,6 +106,7 @@ def read_prediction(output, probabilities=None) -> list[pd.DataFrame]:
     ValueError
         As `read_labels`; or if the two hold other patients or another probability of `Aneurysm`.
     """
+    settle(Path(output).with_name('prediction.json'))                       # of a `predict` that was killed while it moved its files
     beside = Path(output).with_name('probabilities.csv')
     path, flags = probabilities or (beside if beside.exists() else None), read_labels(output)
     if path is None: return [flags]

@@ -21,7 +21,7 @@ from scipy.special import expit
 from . import __version__
 from .anatomy import LOCATIONS
 from .attention import LOOK, look_maps
-from .batches import CELL, Augmentation, study_batches
+from .batches import CELL, Augmentation, plain_errors, study_batches
 from .files import whole
 from .model import Calibration, load_model, preprocessing_of, report_model, vessel_model
 from .preprocessing import Preprocessing
@@ -349,6 +349,7 @@ def _fit(model: keras.Model, studies: list[Study], validation: list[Study], sett
     return best
 
 # %% ../nbs/07_training.ipynb #faf89c9c
+@plain_errors()
 def train(studies: list[Study], out, settings: Settings = Settings(), validation: list[Study] | None = None, cache=None,
           resume: bool = False, verbose: int = 2) -> pd.DataFrame:
     """Train a network on studies and return its history, one row an epoch.

@@ -147,3 +147,42 @@ def test_a_second_run_that_fails_keeps_the_first(cohort, tmp_path, capsys):
         path.write_bytes(b"")
     assert main([*words.split(), "--overwrite"]) == 1
     assert "no study of" in capsys.readouterr().err and snapshot() == first
+
+
+def test_a_model_that_would_unpack_to_gigabytes(tmp_path, capsys):
+    """The directory of the archive says how large its parts are; nothing is unpacked."""
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "bomb.keras", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("model.weights.h5", "w") as part:
+        for _ in range(300):
+            part.write(bytes(1_000_000))
+    assert main(["export", "--model", str(tmp_path / "bomb.keras")]) == 1
+    assert "bomb.keras is not a model of coding_vessels (it would unpack to 300 MB)" in capsys.readouterr().err
+
+
+def test_a_hundred_thousand_unknown_images_are_summarised(cohort, capsys):
+    """`check` names fifty of them, and how many more there are."""
+    (cohort / "test.csv").write_text("Index\n1001\n" + "".join(f"x{i}\n" for i in range(100_000)))
+    assert main(["check", "--unlabelled", "--csv", str(cohort / "test.csv"), "--images", str(cohort)]) == 1
+    printed = capsys.readouterr().out
+    assert "... and 99,950 more: add the images or remove the row" in printed and len(printed.splitlines()) < 120
+
+
+def test_images_removed_during_a_training(cohort, tmp_path, capsys, monkeypatch):
+    """One sentence that names the frame, not TensorFlow's traceback."""
+    from coding_vessels import training
+
+    build = training.build_model
+
+    def remove_and_build(settings):
+        (cohort / "images/1002RV-A.jpg").unlink()
+        (cohort / "images/1003RV-A.jpg").unlink()
+        (cohort / "images/1001RV-A.jpg").unlink()
+        monkeypatch.setattr(training, "build_model", build)
+        return build(settings)
+
+    monkeypatch.setattr(training, "build_model", remove_and_build)
+    words = f"train --csv {cohort}/groundtruth.csv --images {cohort} --out {tmp_path}/run --epochs 1 --size 64"
+    assert main(words.split()) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("coding_vessels train: ") and "RV-A.jpg cannot be opened" in message and "Traceback" not in message
