@@ -141,7 +141,8 @@ def _as_openvino(call, frames):
 
 def _write_openvino(network, facts: str, path: Path, half: bool) -> None:
     network.set_rt_info(facts, ['coding_vessels'])
-    _openvino_package().save_model(network, path, compress_to_fp16=half)
+    try: _openvino_package().save_model(network, path, compress_to_fp16=half)
+    except RuntimeError as error: raise OSError(f'{path.name} cannot be written ({error}); see whether the disk is full.') from None
 
 
 def _as_onnx(call, frames):

@@ -170,19 +170,34 @@ def test_a_hundred_thousand_unknown_images_are_summarised(cohort, capsys):
 
 def test_images_removed_during_a_training(cohort, tmp_path, capsys, monkeypatch):
     """One sentence that names the frame, not TensorFlow's traceback."""
+    import keras
+
     from coding_vessels import training
 
-    build = training.build_model
-
     def remove_and_build(settings):
-        (cohort / "images/1002RV-A.jpg").unlink()
-        (cohort / "images/1003RV-A.jpg").unlink()
-        (cohort / "images/1001RV-A.jpg").unlink()
-        monkeypatch.setattr(training, "build_model", build)
-        return build(settings)
+        for patient in ("1001", "1002", "1003"):
+            (cohort / f"images/{patient}RV-A.jpg").unlink()
+        frames = keras.Input((8, 64, 64), dtype="uint8")
+        return keras.Model(frames, {"labels": keras.layers.Dense(22, "sigmoid", name="labels")(keras.layers.Flatten()(frames))})
 
     monkeypatch.setattr(training, "build_model", remove_and_build)
     words = f"train --csv {cohort}/groundtruth.csv --images {cohort} --out {tmp_path}/run --epochs 1 --size 64"
     assert main(words.split()) == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("coding_vessels train: ") and "RV-A.jpg cannot be opened" in message and "Traceback" not in message
+
+
+def test_full_disk_in_export(tmp_path):
+    """No file may grow beyond 100 kB: one sentence, and no part of an export."""
+    import resource
+    import subprocess
+    import sys
+
+    from coding_vessels.engines import SHIPPED
+
+    shutil.copy(SHIPPED, tmp_path / "best.keras")
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100 * 1024,) * 2)
+    words = [sys.executable, "-m", "coding_vessels", "export", "--model", str(tmp_path / "best.keras")]
+    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 1 and "best.xml cannot be written" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["best.keras"]
