@@ -63,8 +63,10 @@ def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache=No
     frames = preprocess_study(study, settings)
     Path(cache).mkdir(parents=True, exist_ok=True)
     beside = file.with_suffix(f'.{os.getpid()}-{threading.get_ident()}.partial')
-    with open(beside, 'wb') as stream: np.save(stream, frames)
-    os.replace(beside, file)
+    try:
+        with open(beside, 'wb') as stream: np.save(stream, frames)
+        os.replace(beside, file)
+    finally: beside.unlink(missing_ok=True)
     return frames
 
 # %% ../nbs/04_batches.ipynb #0a5bd136

@@ -168,23 +168,46 @@ def test_a_hundred_thousand_unknown_images_are_summarised(cohort, capsys):
     assert "... and 99,950 more: add the images or remove the row" in printed and len(printed.splitlines()) < 120
 
 
-def test_images_removed_during_a_training(cohort, tmp_path, capsys, monkeypatch):
-    """One sentence that names the frame, not TensorFlow's traceback."""
+def small_network(settings):
     import keras
 
+    frames = keras.Input((8, 64, 64), dtype="uint8")
+    return keras.Model(frames, {"labels": keras.layers.Dense(22, "sigmoid", name="labels")(keras.layers.Flatten()(frames))})
+
+
+def test_images_removed_during_a_training(cohort, tmp_path, capsys, monkeypatch):
+    """One sentence that names the frame, not TensorFlow's traceback."""
     from coding_vessels import training
 
     def remove_and_build(settings):
         for patient in ("1001", "1002", "1003"):
             (cohort / f"images/{patient}RV-A.jpg").unlink()
-        frames = keras.Input((8, 64, 64), dtype="uint8")
-        return keras.Model(frames, {"labels": keras.layers.Dense(22, "sigmoid", name="labels")(keras.layers.Flatten()(frames))})
+        return small_network(settings)
 
     monkeypatch.setattr(training, "build_model", remove_and_build)
     words = f"train --csv {cohort}/groundtruth.csv --images {cohort} --out {tmp_path}/run --epochs 1 --size 64"
     assert main(words.split()) == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("coding_vessels train: ") and "RV-A.jpg cannot be opened" in message and "Traceback" not in message
+
+
+@pytest.mark.parametrize("kilobytes", [20, 1000])
+def test_full_disk_in_training(cohort, tmp_path, capsys, monkeypatch, kilobytes):
+    """No file may grow beyond 20 kB (the cache is full), or 1 MB (the state): one sentence, and no half of a file."""
+    import resource
+
+    from coding_vessels import training
+
+    monkeypatch.setattr(training, "build_model", small_network)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, before[1]))
+    try:
+        status = main(f"train --csv {cohort}/groundtruth.csv --images {cohort} --out {tmp_path}/run --epochs 1 --size 64".split())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 1 and "the disk is full; free some space" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"settings.json", "cache"}
+    assert {path.suffix for path in (tmp_path / "run/cache").iterdir()} <= {".npy"}
 
 
 def test_full_disk_in_export(tmp_path):
