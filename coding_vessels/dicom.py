@@ -384,12 +384,12 @@ def import_dicom(source, out, key, mapping=None, projection: str = 'filling', se
         beside(key)                                                  # the first to take its place, so that no cohort stands without its key
         (beside() / 'images').mkdir(parents=True)
         found = _collect(files, chosen, projection, beside() / 'images', problems)
-        whole = [one for one, kept in sorted(found.items()) if len(kept) == len(VIEWS)]
+        complete = [one for one, kept in sorted(found.items()) if len(kept) == len(VIEWS)]
         problems += _lacks(found)
         wrong = f'mend what is listed here.\n{table().to_string(index=False)}' if problems else 'it holds no file.'
-        if not whole: raise ValueError(f'{source} has no study with all eight views; {wrong}')
-        order = np.random.default_rng(seed).permutation(len(whole))
-        studies = {f'{number:04d}': whole[i] for number, i in enumerate(order, 1)}
+        if not complete: raise ValueError(f'{source} has no study with all eight views; {wrong}')
+        order = np.random.default_rng(seed).permutation(len(complete))
+        studies = {f'{number:04d}': complete[i] for number, i in enumerate(order, 1)}
         problems += _notes(studies, found)
         _write_imported(beside(), beside(key), studies, found)
         if key.exists(): raise FileExistsError(f'{key} exists; choose another name.')
