@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -64,7 +65,8 @@ def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache=No
     Path(cache).mkdir(parents=True, exist_ok=True)
     beside = file.with_suffix(f'.{os.getpid()}-{threading.get_ident()}.partial')
     try:
-        with open(beside, 'wb') as stream: np.save(stream, frames)
+        np.save(content := io.BytesIO(), frames)
+        beside.write_bytes(content.getbuffer())                     # unlike np.save itself, this says why it cannot write
         os.replace(beside, file)
     finally: beside.unlink(missing_ok=True)
     return frames
