@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import re
 import threading
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,12 +24,12 @@ import numpy as np
 from .anatomy import (FRONTAL, LABELS, LOCATIONS, MIRRORED, MIRROR_LABELS, MIRROR_VIEWS, SHOWN, STRUCTURES, VIEWS, mirror_study,
                                     structure_of, views_of)
 from .preprocessing import Preprocessing, preprocess_frame, preprocess_study
-from .studies import Study
+from .studies import FrameError, Study
 
 # %% auto #0
 __all__ = ['PREPROCESSING_VERSION', 'CELL', 'MASK', 'load_study', 'marks_of', 'load_marks', 'Augmentation', 'augment_study',
-           'draw_maps', 'draw_presence', 'hide_views', 'study_batches', 'draw_pair', 'pair_targets', 'draw_pairs',
-           'phantom_batches', 'pair_squares', 'square_batches']
+           'draw_maps', 'draw_presence', 'hide_views', 'study_batches', 'plain_errors', 'draw_pair', 'pair_targets',
+           'draw_pairs', 'phantom_batches', 'pair_squares', 'square_batches']
 
 # %% ../nbs/04_batches.ipynb #1a0e4e68
 PREPROCESSING_VERSION = 1    # raise it when 03_preprocessing gives other frames: old caches are then left alone
@@ -61,8 +64,11 @@ def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache=No
     frames = preprocess_study(study, settings)
     Path(cache).mkdir(parents=True, exist_ok=True)
     beside = file.with_suffix(f'.{os.getpid()}-{threading.get_ident()}.partial')
-    with open(beside, 'wb') as stream: np.save(stream, frames)
-    os.replace(beside, file)
+    try:
+        np.save(content := io.BytesIO(), frames)
+        beside.write_bytes(content.getbuffer())                     # unlike np.save itself, this says why it cannot write
+        os.replace(beside, file)
+    finally: beside.unlink(missing_ok=True)
     return frames
 
 # %% ../nbs/04_batches.ipynb #0a5bd136
@@ -270,6 +276,18 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
     order = np.random.default_rng([seed, 0]).permutation(len(studies)) if shuffle else np.arange(len(studies))
     stream = tf.data.Dataset.from_tensor_slices(order).map(load_graph, num_parallel_calls=tf.data.AUTOTUNE)
     return stream.batch(batch_size).prefetch(2)
+
+# %% ../nbs/04_batches.ipynb #974a4d20
+@contextmanager
+def plain_errors():
+    "Where batches are drawn: raise the FrameError or OSError that TensorFlow reports in its own words."
+    import tensorflow as tf
+    try: yield
+    except tf.errors.OpError as error:
+        frame, system = (re.search(mark, error.message) for mark in (r'FrameError: (.+)', r"\[Errno (\d+)\] [^:\n]+(?:: '(.+?)')?"))
+        if frame: raise FrameError(frame[1]) from None
+        if system: raise OSError(int(system[1]), os.strerror(int(system[1])), system[2]) from None
+        raise
 
 # %% ../nbs/04_batches.ipynb #47d8bd46
 def draw_pair(seed, population, scanner, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
@@ -38,13 +39,21 @@ def simulate(args) -> int:
     return 0
 
 
+def _print_problems(problems, most: int = 50) -> None:
+    "Print a table of problems; of those with the same mend the first `most`, and how many more there are."
+    import pandas as pd
+    shown = problems.groupby('mend', sort=False).head(most)
+    with pd.option_context('display.max_rows', None, 'display.max_colwidth', None, 'display.width', None):
+        if len(shown): print(shown.to_string(index=False))
+    for mend, count in (problems.mend.value_counts(sort=False) - most).items():
+        if count > 0: print(f'... and {count:,} more: {mend}')
+
+
 def check(args) -> int:
     "List everything that is wrong with a cohort."
-    import pandas as pd
     from coding_vessels.studies import read_cohort
     studies, problems = read_cohort(args.csv, args.images, labelled=not args.unlabelled, decode=True, partial=True)
-    with pd.option_context('display.max_rows', None, 'display.max_colwidth', None, 'display.width', None):
-        if len(problems): print(problems.to_string(index=False))
+    _print_problems(problems)
     lacking = sum(not study.present.all() for study in studies)
     without = f', {lacking} of them without all views' if lacking else ''
     print(f'{len(studies)} usable studies{without}, {len(problems)} problems')
@@ -71,8 +80,7 @@ def import_dicom(args) -> int:
     from coding_vessels import dicom
     logging.getLogger('pydicom').setLevel(logging.CRITICAL); warnings.simplefilter('ignore')         # what matters comes as a sentence
     problems = dicom.import_dicom(args.folder, args.out, args.key, args.mapping, args.projection)
-    with pd.option_context('display.max_rows', None, 'display.max_colwidth', None, 'display.width', None):
-        if len(problems): print(problems.to_string(index=False))
+    _print_problems(problems)
     print(f'{len(pd.read_csv(Path(args.out) / "test.csv"))} studies: {args.out}; the way back to the patients: {args.key}')
     return 3 if (problems.Index == '').any() else 0
 
@@ -82,7 +90,8 @@ def train(args) -> int:
     from dataclasses import replace
     from coding_vessels import model, training
     from coding_vessels.engines import SHIPPED
-    from coding_vessels.studies import read_cohort, write_csvs
+    from coding_vessels.files import whole
+    from coding_vessels.studies import append_csv, read_cohort
     studies, problems = read_cohort(args.csv, args.images, decode=True)
     errors, settings = _lost(problems, studies), training.PRESETS[args.preset]
     given = {name: getattr(args, name) for name in ('epochs', 'batch_size') if getattr(args, name) is not None}
@@ -96,7 +105,7 @@ def train(args) -> int:
     best = history.loc[history.val_loss.idxmin()]
     print(f'best epoch {best.epoch + 1:.0f} of {len(history)}, validation loss {best.val_loss:.4f}: {Path(args.out) / "best.keras"}')
     if len(errors):
-        write_csvs({Path(args.out) / 'errors.csv': errors})
+        with whole(Path(args.out) / 'errors.csv') as beside: append_csv(beside(), errors)
         print(f'{errors.Index.nunique()} patients left out: {Path(args.out) / "errors.csv"}', file=sys.stderr)
     return 3 if len(errors) else 0
 
@@ -118,52 +127,80 @@ def export(args) -> int:
 # %% ../nbs/11_cli.ipynb #23f6a1a2
 def predict(args) -> int:
     "Write output.csv, probabilities.csv, positions.csv and, if need be, warnings.csv and errors.csv; with --report a page to read."
-    import tempfile
-    out = Path(args.out)
-    beside = [out.with_name(f'{name}.csv') for name in ('probabilities', 'positions', 'warnings', 'errors')]
-    record = out.with_name('prediction.json')                     # says with what they were made, and which files are ours
-    wanted = [out, *beside, record, *(Path(path) for path in (args.report,) if path)]
-    _check_outputs(wanted, args.overlays, [args.csv, args.images, args.truth, args.model], args.overwrite)
-    foreign = [str(path) for path in beside[2:] if path.exists() and path.resolve() not in _written(record)]
-    if foreign: raise FileExistsError(f'{", ".join(foreign)} was not written by this program; move it, or choose another --out.')
+    from coding_vessels.files import settle, whole
     if args.threshold is not None and not 0 < args.threshold <= 1: raise ValueError(f'threshold is {args.threshold}; give a number above 0, at most 1.')
-    with tempfile.TemporaryDirectory() as pictures: return _predict(args, out, beside, Path(pictures))
+    if args.workers is not None and args.workers < 1: raise ValueError(f'workers is {args.workers}; use 1 or more.')
+    out = Path(args.out)
+    files = {name: out.with_name(f'{name}.csv') for name in ('probabilities', 'positions', 'warnings', 'errors')} | {'output': out}
+    record = out.with_name('prediction.json')                     # says with what they were made, and which files are ours
+    settle(record)
+    _check_places(args, files, record, args.overwrite or args.resume)
+    with whole(record, args.resume) as beside:
+        _check_places(args, files, record, args.overwrite or args.resume)                    # nobody has written meanwhile
+        beside.keep = args.resume                                                            # what waits for the right words stays
+        try: status, told = _predict(args, files, record, beside)
+        except KeyboardInterrupt:
+            beside.keep = True
+            raise
+    for line, stream in told: print(line, file=stream)
+    return status
 
 
-def _predict(args, out: Path, beside: list[Path], pictures: Path) -> int:
-    "Predict, and write what was found; the overlays first into the folder `pictures`."
-    import pandas as pd
+def _check_places(args, files: dict[str, Path], record: Path, overwrite: bool) -> None:
+    wanted = [*files.values(), record, *(Path(path) for path in (args.report,) if path)]
+    _check_outputs(wanted, args.overlays, [args.csv, args.images, args.truth, args.model], overwrite)
+    foreign = [str(path) for path in (files['warnings'], files['errors']) if path.exists() and path.resolve() not in _written(record)]
+    if foreign: raise FileExistsError(f'{", ".join(foreign)} was not written by this program; move it, or choose another --out.')
+
+
+def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, list]:
+    "Predict, and write what was found for the group `beside`; return the exit status and what to tell."
     from coding_vessels import prediction
-    from coding_vessels.engines import load_engine
-    from coding_vessels.studies import read_cohort, write_csvs
+    from coding_vessels.engines import WORKERS, load_engine
+    from coding_vessels.studies import append_csv, read_cohort
     engine = load_engine(args.model, args.engine)
     threshold = engine.thresholds if args.threshold is None else args.threshold
     studies, problems = read_cohort(args.csv, args.images, labelled=False, partial=not args.require_all)
+    facts = _facts(args, engine) | {'frames': prediction.fingerprint(studies)}
+    if args.resume and _finished(record, facts): return 3 if files['errors'].exists() else 0, [(f'{args.out}: this prediction was finished before.', sys.stdout)]
+    _check_places(args, files, record, args.overwrite)
     report = _Report(args, engine, studies) if args.report else None
-    suspicious = []
-    visits = [prediction.warning_collector(suspicious), *([prediction.overlay_writer(pictures)] if args.overlays else []), *([report.visit] if report else [])]
-    probabilities, positions, unread = prediction.predict_studies(engine, studies, threshold=threshold, visit=lambda reading: [visit(reading) for visit in visits])
-    if not len(probabilities): raise ValueError(f'no study of {args.csv} can be predicted; `coding_vessels check --unlabelled` says why.')
-    output, errors = prediction.apply_threshold(probabilities, threshold), pd.concat([unread, _lost(problems, studies)])
-    warnings = pd.DataFrame(suspicious, columns=['Index', 'view', 'file', 'warning'])
-    record = out.with_name('prediction.json')
-    before, drawn = _written(record), _pictures(pictures, args.overlays, _written(record))
-    page = report.write(output, probabilities, errors) if report else None
-    tables = dict(zip(beside, (probabilities, positions, warnings, errors))) | {out: output}
-    tables = {file: table for file, table in tables.items() if len(table) or file in (*beside[:2], out)}
-    write_csvs(tables)
-    _move(drawn)
-    made = [*tables, *drawn.values(), *([page] if page else [])]
-    for file in before - {path.resolve() for path in made}: file.unlink(missing_ok=True)      # of an earlier run
-    _write_record(record, args, engine, made)
-    print(f'{len(probabilities)} patients predicted, {len(positions.groupby(["Index", "location"]))} locations flagged: {", ".join(map(str, [out, *beside[:2]]))}')
-    if args.overlays: print(f'where the network looked: {args.overlays}/')
-    if len(warnings): print(f'{len(warnings)} warnings of missing or suspicious frames: {beside[2]}', file=sys.stderr)
-    if page: print(f'a page to read: {page}')
-    if len(errors): print(f'{errors.Index.nunique()} patients or files left out: {beside[3]}', file=sys.stderr)
-    if not args.model: print(SIMULATED_ONLY)
-    print(NOT_A_MEDICAL_DEVICE)
-    return 3 if len(errors) else 0
+    pictures = beside.inside(args.overlays) if args.overlays else None
+    draw = prediction.overlay_writer(pictures) if args.overlays else lambda reading: None
+
+    def visit(reading):
+        draw(reading)
+        return report and {'page': report.page(reading)}
+
+    rows = prediction.Rows(beside.inside(record.parent) / 'rows', facts)
+    beside.keep = False
+    with contextlib.closing(rows):
+        prediction.append_rows(rows, engine, studies, threshold, visit, args.workers or WORKERS)
+        if all('error' in row for row in rows): raise ValueError(f'no study of {args.csv} can be predicted; `coding_vessels check --unlabelled` says why.')
+        for file in files.values(): beside(file).unlink(missing_ok=True)                     # half-written by a call that was killed
+        prediction.write_tables(rows, {name: beside(file) for name, file in files.items()}, threshold)
+        lost, before = _lost(problems, studies), _written(record)
+        if len(lost): append_csv(beside(files['errors']), lost)
+        if report: report.write(beside(args.report), rows, threshold, lost)
+        for place in _places(pictures, args.overlays, before): beside(place)
+        made = beside.places()
+        _write_record(beside(), record, facts, made)
+        for file in before - {path.resolve() for path in made}: beside.remove(file)          # of an earlier run
+        return _told(args, files, rows, lost)
+
+
+def _told(args, files, rows, lost) -> tuple[int, list]:
+    "Return the exit status of a prediction and the lines that say what it wrote."
+    read, left = sum('error' not in row for row in rows), len({row['Index'] for row in rows if 'error' in row} | set(lost.Index))
+    flagged = sum(len({place[0] for place in row.get('positions', [])}) for row in rows)
+    warnings = sum(len(row.get('warnings', [])) for row in rows)
+    told = [(f'{read} patients predicted, {flagged} locations flagged: {", ".join(str(files[name]) for name in ("output", "probabilities", "positions"))}', sys.stdout)]
+    if args.overlays: told.append((f'where the network looked: {args.overlays}/', sys.stdout))
+    if warnings: told.append((f'{warnings} warnings of missing or suspicious frames: {files["warnings"]}', sys.stderr))
+    if args.report: told.append((f'a page to read: {args.report}', sys.stdout))
+    if left: told.append((f'{left} patients or files left out: {files["errors"]}', sys.stderr))
+    if not args.model: told.append((SIMULATED_ONLY, sys.stdout))
+    return 3 if left else 0, [*told, (NOT_A_MEDICAL_DEVICE, sys.stdout)]
 
 # %% ../nbs/11_cli.ipynb #f4b9900f
 def _check_outputs(wanted: list[Path], folder, inputs: list, overwrite: bool) -> None:
@@ -185,52 +222,59 @@ def _written(record: Path) -> set[Path]:
     except (OSError, ValueError, KeyError, TypeError): return set()
 
 
-def _pictures(new: Path, folder, before: set[Path]) -> dict[Path, Path]:
-    "Return for each new picture the place in the folder it goes to, which must be free or an earlier run's."
-    places = {picture: Path(folder) / picture.name for picture in sorted(new.glob('*.png'))}
-    foreign = [str(place) for place in places.values() if place.exists() and place.resolve() not in before]
+def _places(pictures: Path | None, folder, before: set[Path]) -> list[Path]:
+    "Return the places in the folder that the new pictures go to, which must be free or an earlier run's."
+    places = [Path(folder) / picture.name for picture in sorted(pictures.glob('*_*.png'))] if pictures else []
+    foreign = [str(place) for place in places if place.exists() and place.resolve() not in before]
     if foreign: raise FileExistsError(f'{", ".join(foreign[:3])} was not written by this program; move it, or choose another --overlays.')
     return places
 
 
-def _move(places: dict[Path, Path]) -> None:
-    import shutil
-    for picture, place in places.items():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(picture, place)
+def _facts(args, engine) -> dict:
+    "Return what the result of a prediction depends on, apart from the frames."
+    words = {name: None if getattr(args, name) is None else str(getattr(args, name)) for name in ('csv', 'images', 'threshold', 'require_all', 'overlays', 'report', 'truth')}
+    return {'coding_vessels': __version__} | words | {'model': engine.file.name, 'weights': engine.source, 'engine': engine.name, 'precision': engine.precision}
 
 
-def _write_record(record: Path, args, engine, made: list[Path]) -> None:
+def _finished(record: Path, facts: dict) -> bool:
+    "Return whether a record is of a prediction with the same facts whose files are all there."
+    import json
+    try: told = json.loads(record.read_text(encoding='utf-8'))
+    except (OSError, ValueError): return False
+    return {name: told.get(name) for name in facts} == facts and all(path.exists() for path in _written(record))
+
+
+def _write_record(file: Path, record: Path, facts: dict, made: list[Path]) -> None:
     "Write what a prediction was made with, and which files it wrote."
     import json
     files = sorted(os.path.relpath(path, record.parent) for path in made)
-    told = {'coding_vessels': __version__, 'csv': str(args.csv), 'images': str(args.images), 'model': engine.file.name, 'weights': engine.source,
-            'engine': engine.name, 'precision': engine.precision, 'files': files}
-    partial = record.with_name(f'{record.name}.{os.getpid()}.partial')
-    try:
-        partial.write_text(json.dumps(told, indent=1, ensure_ascii=True) + '\n', encoding='utf-8')
-        os.replace(partial, record)
-    finally: partial.unlink(missing_ok=True)
+    file.write_text(json.dumps(facts | {'files': files}, indent=1, ensure_ascii=True) + '\n', encoding='utf-8')
 
 # %% ../nbs/11_cli.ipynb #d3702ec1
 class _Report:
     "Collects what the page of `predict --report` needs, and writes it."
     def __init__(self, args, engine, studies):
         from coding_vessels.evaluation import read_labels
-        from coding_vessels.report import page_collector
-        self.args, self.engine, self.pages = args, engine, []
+        self.args, self.engine = args, engine
         self.truth = read_labels(args.truth, truth=True) if args.truth else None
         missing = [study.index for study in studies if self.truth is not None and _canonical(study.index) not in self.truth.index]
         if missing: raise ValueError(f'{args.truth} lacks patient {", ".join(missing[:5])}; add what is true of them, or leave --truth out.')
-        self.visit = page_collector(self.pages, self.truth)
 
-    def write(self, output, probabilities, errors) -> Path:
+    def page(self, reading) -> dict:
+        from coding_vessels.report import page_of
+        return page_of(reading, self.truth)
+
+    def write(self, file: Path, rows, threshold, lost) -> None:
         from datetime import date
+        import pandas as pd
         from coding_vessels.evaluation import draw_curves, evaluate
+        from coding_vessels.prediction import Part, apply_threshold, tables_of
         from coding_vessels.report import write_report
         args, truth, record, curves = self.args, self.truth, None, None
-        tables = [table.set_index(table.Index.map(_canonical)).drop(columns='Index') for table in (output, probabilities)]
+        pages, errors = Part(rows, 'page'), pd.concat([tables_of(row for row in rows if 'error' in row)['errors'], lost])
         if truth is not None:
+            probabilities = tables_of({name: row[name] for name in ('Index', 'probabilities')} for row in rows if 'error' not in row)['probabilities']
+            tables = [table.set_index(table.Index.map(_canonical)).drop(columns='Index') for table in (apply_threshold(probabilities, threshold), probabilities)]
             truth = truth.loc[tables[0].index]
             record, curves = evaluate(truth, *tables, cohort=_simulated(args.truth)), draw_curves(truth, tables[0])
         facts = {'Program': f'coding_vessels {__version__}', 'Written': f'{date.today():%Y-%m-%d}', 'Patients': f'{args.csv}, frames in {args.images}',
@@ -238,8 +282,8 @@ class _Report:
                  'Trained on': 'the package\'s weights: simulated patients only' if not args.model else 'see settings.json in the folder of its run',
                  'Left out': f'{errors.Index.nunique()} patients or files'}
         notices = [NOT_A_MEDICAL_DEVICE, *([] if args.model else [SIMULATED_ONLY])]
-        return write_report(args.report, self.pages, f'Cerebral angiography of {len(self.pages)} patients', facts, notices, record, curves,
-                            errors[['Index', 'error']].itertuples(index=False), truth is not None)
+        write_report(file, pages, f'Cerebral angiography of {len(pages)} patients', facts, notices, record, curves,
+                     errors[['Index', 'error']].itertuples(index=False), truth is not None)
 
 
 def _canonical(index: str) -> str:
@@ -292,13 +336,15 @@ def demo(args) -> int:
 def triage(args) -> int:
     "List the patients of a prediction, most urgent first, with clinical scores (PHASES, ELAPSS)."
     from coding_vessels import risk
-    from coding_vessels.studies import write_csvs
+    from coding_vessels.files import settle, whole
+    from coding_vessels.studies import append_csv
     folder = Path(args.folder)
     out, errors = Path(args.out or folder / 'triage.csv'), folder / 'errors.csv'
     inputs = [folder / 'output.csv', folder / 'probabilities.csv', errors, args.patients, args.findings]
     _check_outputs([out], None, inputs, args.overwrite)
+    settle(folder / 'prediction.json')
     order = risk.triage(folder, args.patients, args.findings)
-    write_csvs({out: order})
+    with whole(out) as beside: append_csv(beside(), order)
     print(f'{risk.describe_order(order)}\n{order.Index.nunique()} patients: {out}')
     if errors.exists(): print(f'patients whom `predict` left out are not in the list: {errors}', file=sys.stderr)
     return 3 if errors.exists() else 0
@@ -347,7 +393,8 @@ def _parser() -> argparse.ArgumentParser:
          ('--threshold', dict(type=float, help='a location is flagged from here (default: the model\'s own thresholds)')),
          ('--overlays', dict(help='folder for pictures of where the network looked')),
          ('--require-all', dict(action='store_true', help='leave out studies that lack one of the eight views')), ('--report', dict(help='an HTML page to read')),
-         ('--truth', dict(help='true labels for the page: its scores are shown')), ('--overwrite', dict(action='store_true')))
+         ('--truth', dict(help='true labels for the page: its scores are shown')), ('--overwrite', dict(action='store_true')),
+         ('--resume', dict(action='store_true', help='go on where a call with the same words was killed')), ('--workers', dict(type=int, help='studies read at the same time (default: one a core, 8 at most)')))
     verb(triage, ('folder', dict(help='where `predict` wrote output.csv and probabilities.csv')),
          ('--patients', dict(required=True, help='CSV: Index, and any of age, sex, hypertension, earlier_sah, population, smoking')),
          ('--findings', dict(help='CSV of what a reader found: Index, reason, and any of location, size_mm, irregular; replaces what was flagged')),
@@ -374,5 +421,5 @@ def main(words: list[str] | None = None) -> int:
         print(f'coding_vessels {args.verb}: {sentence}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f'coding_vessels {args.verb}: interrupted{"; the same command with --resume goes on" if args.verb == "train" else ""}.', file=sys.stderr)
+        print(f'coding_vessels {args.verb}: interrupted{"; the same command with --resume goes on" if args.verb in ("train", "predict") else ""}.', file=sys.stderr)
         return 130

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
@@ -27,6 +26,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from tqdm import tqdm
 
 from .anatomy import COLUMNS, VIEWS
+from .files import whole
 from .studies import PIXELS, SIDES, FrameError, check_file, read_table
 
 # %% auto #0
@@ -326,17 +326,11 @@ def _write_key(key: Path, studies: dict[str, tuple[str, str]], found: dict) -> N
     "Write the way back to the patients into a new file that nobody but its owner can read, from its first byte on."
     rows = [(index, *one, found[one][view].date, view, found[one][view].file) for index, one in studies.items() for view in VIEWS]
     table = pd.DataFrame(rows, columns=['Index', 'patient', 'study', 'date', 'view', 'file'])
-    key.parent.mkdir(parents=True, exist_ok=True)
-    file = open(key, 'x', encoding='utf-8', newline='', opener=lambda path, flags: os.open(path, flags, 0o600))
-    try:
-        with file: table.to_csv(file, index=False)
-    except BaseException:
-        key.unlink()
-        raise
+    with open(key, 'x', encoding='utf-8', newline='', opener=lambda path, flags: os.open(path, flags, 0o600)) as file: table.to_csv(file, index=False)
 
 
-def _write_imported(beside: Path, out: Path, key: Path, studies: dict[str, tuple[str, str]], found: dict) -> None:
-    "Name the pictures and move the cohort to its place; the key first, so that no cohort stands without its key."
+def _write_imported(beside: Path, key: Path, studies: dict[str, tuple[str, str]], found: dict) -> None:
+    "Name the pictures, and write the table and the key."
     for index, one in studies.items():
         for view in VIEWS: found[one][view].picture.rename(beside / f'images/{index}{view}.png').touch()
     for one in found.keys() - set(studies.values()):
@@ -344,10 +338,6 @@ def _write_imported(beside: Path, out: Path, key: Path, studies: dict[str, tuple
     table = pd.DataFrame(0, index=range(len(studies)), columns=list(COLUMNS)).assign(Index=list(studies))
     table.to_csv(beside / 'test.csv', index=False)
     _write_key(key, studies, found)
-    try: os.rename(beside, out)
-    except OSError:
-        key.unlink()
-        raise
 
 # %% ../nbs/02a_dicom.ipynb #05825488
 def import_dicom(source, out, key, mapping=None, projection: str = 'filling', seed: int | None = None) -> pd.DataFrame:
@@ -388,18 +378,19 @@ def import_dicom(source, out, key, mapping=None, projection: str = 'filling', se
     if out.resolve() in (key.resolve(), *key.resolve().parents): raise ValueError(f'{key} lies inside the cohort; keep the key apart.')
     problems = []
     files = _files_below(source, problems)
-    chosen, beside = _read_mapping(mapping, files), out.with_name(f'{out.name}.{os.getpid()}.partial')
+    chosen = _read_mapping(mapping, files)
     table = lambda: pd.DataFrame(problems, columns=['Index', 'file', 'problem', 'mend'])
-    (beside / 'images').mkdir(parents=True)
-    try:
-        found = _collect(files, chosen, projection, beside / 'images', problems)
-        whole = [one for one, kept in sorted(found.items()) if len(kept) == len(VIEWS)]
+    with whole(out) as beside:
+        beside(key)                                                  # the first to take its place, so that no cohort stands without its key
+        (beside() / 'images').mkdir(parents=True)
+        found = _collect(files, chosen, projection, beside() / 'images', problems)
+        complete = [one for one, kept in sorted(found.items()) if len(kept) == len(VIEWS)]
         problems += _lacks(found)
         wrong = f'mend what is listed here.\n{table().to_string(index=False)}' if problems else 'it holds no file.'
-        if not whole: raise ValueError(f'{source} has no study with all eight views; {wrong}')
-        order = np.random.default_rng(seed).permutation(len(whole))
-        studies = {f'{number:04d}': whole[i] for number, i in enumerate(order, 1)}
+        if not complete: raise ValueError(f'{source} has no study with all eight views; {wrong}')
+        order = np.random.default_rng(seed).permutation(len(complete))
+        studies = {f'{number:04d}': complete[i] for number, i in enumerate(order, 1)}
         problems += _notes(studies, found)
-        _write_imported(beside, out, key, studies, found)
-    finally: shutil.rmtree(beside, ignore_errors=True)
+        _write_imported(beside(), beside(key), studies, found)
+        if key.exists(): raise FileExistsError(f'{key} exists; choose another name.')
     return table()

@@ -9,9 +9,7 @@ import hashlib
 import io
 import json
 import logging
-import os
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable
@@ -24,6 +22,7 @@ import numpy as np
 from joblib import cpu_count
 
 from .anatomy import LABELS, LOCATIONS, ORDER, VIEWS
+from .files import settle, whole
 from .preprocessing import Preprocessing, preprocess_frame, preprocess_study
 from .studies import Study
 
@@ -121,11 +120,11 @@ def export_model(path, engine: str = 'openvino', precision: str = 'float32', stu
     network = _as_openvino(call, frames) if engine == 'openvino' else _as_onnx(call, frames)
     if precision == 'int8': network = _quantise(network, _examples(settings, studies))
     made = exported_file(path, engine, precision)
-    with tempfile.TemporaryDirectory(prefix='.export', dir=path.parent) as beside:
-        if engine == 'openvino': _write_openvino(network, facts, Path(beside) / made.name, half=precision != 'float32')
-        else: _write_onnx(network, facts, Path(beside) / made.name)
-        record_digests(Path(beside) / made.name, path.name, source)
-        for file in sorted(Path(beside).iterdir()): os.replace(file, path.with_name(file.name))
+    with whole(made) as beside:
+        for file in (*_parts(made), made.with_name(f'{made.name}.sha256')): beside(file)
+        if engine == 'openvino': _write_openvino(network, facts, beside(), half=precision != 'float32')
+        else: _write_onnx(network, facts, beside())
+        record_digests(beside(), path.name, source)
     return made
 
 # %% ../nbs/08a_engines.ipynb #af4fb4a8
@@ -142,7 +141,8 @@ def _as_openvino(call, frames):
 
 def _write_openvino(network, facts: str, path: Path, half: bool) -> None:
     network.set_rt_info(facts, ['coding_vessels'])
-    _openvino_package().save_model(network, path, compress_to_fp16=half)
+    try: _openvino_package().save_model(network, path, compress_to_fp16=half)
+    except RuntimeError as error: raise OSError(f'{path.name} cannot be written ({error}); see whether the disk is full.') from None
 
 
 def _as_onnx(call, frames):
@@ -254,7 +254,9 @@ def load_engine(path=None, engine: str = 'auto') -> Engine:
     if engine == 'auto' and name == 'keras' and exported_file(path).is_file():
         try: return load_engine(exported_file(path))
         except ValueError: pass                                                              # stale, damaged, or OpenVINO is missing: Keras answers as well
-    if name != 'keras': _check_digests(path)
+    if name != 'keras':
+        settle(path)
+        _check_digests(path)
     try: return _checked({'keras': _keras, 'openvino': _openvino, 'onnx': _onnx}[name](path))
     except ImportError:
         hint = 'install coding_vessels anew' if name == 'openvino' else "pip install '.[engines]' in a clone of coding_vessels"

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from scipy.stats import binomtest, norm, permutation_test, rankdata
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from .anatomy import LABELS, LOCATIONS, views_of
+from .files import settle, whole
 from .studies import canonical_index, parse_labels, read_table
 
 # %% auto #0
@@ -106,6 +106,7 @@ def read_prediction(output, probabilities=None) -> list[pd.DataFrame]:
     ValueError
         As `read_labels`; or if the two hold other patients or another probability of `Aneurysm`.
     """
+    settle(Path(output).with_name('prediction.json'))                       # of a `predict` that was killed while it moved its files
     beside = Path(output).with_name('probabilities.csv')
     path, flags = probabilities or (beside if beside.exists() else None), read_labels(output)
     if path is None: return [flags]
@@ -691,15 +692,9 @@ def draw_curves(truth: pd.DataFrame, output: pd.DataFrame, repetitions: int = 30
 
 # %% ../nbs/08_evaluation.ipynb #01bd15f0
 def write_scores(record: dict, folder, curves=None) -> list[Path]:
-    "Write scores.json and, if there are curves, curves.png and curves.svg into a folder, each beside first and then renamed, and return their paths."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    beside, made = folder / f'.{os.getpid()}.partial', []
-    try:
-        for name in ('scores.json', *(['curves.png', 'curves.svg'] if curves else [])):
-            if name == 'scores.json': beside.write_text(json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False), encoding='utf-8')
-            else: curves.savefig(beside, format=name[-3:], dpi=150, metadata={'Date': None} if name[-3:] == 'svg' else None)
-            os.replace(beside, folder / name)
-            made.append(folder / name)
-    finally: beside.unlink(missing_ok=True)
+    "Write scores.json and, if there are curves, curves.png and curves.svg into a folder, all or none, and return their paths."
+    made = [Path(folder) / name for name in ('scores.json', *(['curves.png', 'curves.svg'] if curves else []))]
+    with whole(made[0]) as beside:
+        beside().write_text(json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False), encoding='utf-8')
+        for file in made[1:]: curves.savefig(beside(file), dpi=150, metadata={'Date': None} if file.suffix == '.svg' else None)
     return made

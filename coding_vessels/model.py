@@ -5,6 +5,7 @@
 # %% ../nbs/06_model.ipynb #ac1794dc
 from __future__ import annotations
 
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -369,6 +370,8 @@ def load_model(path) -> keras.Model:
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path} does not exist; give a model file, for example best.keras of a run.')
     try:
+        with zipfile.ZipFile(path) as archive: size = sum(part.file_size for part in archive.infolist())
+        if size > 1e8 + 4 * path.stat().st_size: raise ValueError(f'it would unpack to {size / 1e6:,.0f} MB')
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
         preprocessing_of(model)
     except Exception as error:

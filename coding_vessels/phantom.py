@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from .aneurysms import Aneurysm, draw_aneurysm, draw_locations
 from .arteries import COHORT_POSITIVES, Population, draw_vessels
 from .films import (Camera, Scanner, aim, draw_veins, expose, expose_film, film_layers,
                                   filling_at, finish, path_lengths, segments_of)
+from .files import whole
 
 # %% auto #0
 __all__ = ['PRESETS', 'Phantom', 'draw_twins', 'draw_phantom', 'Film', 'draw_films', 'write_cohort']
@@ -426,16 +425,12 @@ def write_cohort(out, patients: int, seed: int = 0, size=None, population: Popul
     """
     out = Path(out)
     _check_cohort(out, patients, seed, size, masks, workers, film)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f'{out.name}.', suffix='.partial', dir=out.parent))
-    try:
-        partial.chmod(0o755)
-        for part in ('dicom' if film else 'images', 'truth', *['masks'] * masks): (partial / part).mkdir()
+    with whole(out) as beside:
+        partial = beside()
+        for part in ('dicom' if film else 'images', 'truth', *['masks'] * masks):
+            (partial / part).mkdir(parents=True)
         write = joblib.delayed(_write_films if film else _write_patient)
         jobs = (write(partial, str(1001 + i), [seed, i], size, population, scanner, film or masks)
                 for i in range(patients))
         _fill_cohort(partial, jobs, patients, workers, film)
-        if out.exists(): out.rmdir()
-        partial.rename(out)
-    finally: shutil.rmtree(partial, ignore_errors=True)
     return out

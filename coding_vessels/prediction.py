@@ -5,7 +5,11 @@
 # %% ../nbs/09_prediction.ipynb #93d358e5
 from __future__ import annotations
 
+import hashlib
+import json
+from array import array
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +23,12 @@ from .anatomy import COLUMNS, LOCATIONS, MIRRORED, SHOWN, VIEWS, structure_of, v
 from .batches import CELL
 from .engines import WORKERS, Engine
 from .preprocessing import Preprocessing, frame_warnings, preprocess_frames, usable, view_warnings
-from .studies import FrameError, Study, read_frame
+from .studies import FrameError, Study, append_csv, read_frame
 
 # %% auto #0
 __all__ = ['attention_map', 'peak_of', 'draw_overlay', 'assess', 'read_frames', 'Reading', 'frame_notes', 'read_study',
-           'readings', 'predict_studies', 'overlay_writer', 'warning_collector', 'apply_threshold']
+           'readings', 'append_rows', 'tables_of', 'predict_studies', 'overlay_writer', 'apply_threshold', 'Rows',
+           'Part', 'fingerprint', 'write_tables']
 
 # %% ../nbs/09_prediction.ipynb #2274534d
 def attention_map(maps: np.ndarray, location: str, view: str) -> np.ndarray:
@@ -182,20 +187,58 @@ def read_study(engine: Engine, study: Study, threshold=None) -> Reading:
                    frame_notes(frames))
 
 # %% ../nbs/09_prediction.ipynb #8e9afe9d
-def readings(engine: Engine, studies: list[Study], threshold=None):
+def readings(engine: Engine, studies: list[Study], threshold=None, workers: int = WORKERS):
     "Yield the readings of studies in their order, as `read_study` returns them, or the error that kept a study from being read."
     def work(study):
         try: return read_study(engine, study, threshold)
         except (FrameError, OSError) as error: return error
 
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
         try:
             for study in studies:
                 waiting.append(pool.submit(work, study))
-                if len(waiting) > 2 * WORKERS: yield waiting.popleft().result()
+                if len(waiting) > 2 * workers: yield waiting.popleft().result()
             while waiting: yield waiting.popleft().result()
         finally: pool.shutdown(cancel_futures=True)
+
+
+def append_rows(rows, engine: Engine, studies: list[Study], threshold=None, visit=None, workers: int = WORKERS) -> None:
+    """Append what is found in each study to rows; studies whose rows are there already are passed over.
+
+    Parameters
+    ----------
+    rows : list or Rows
+        Gets one dict a study: Index, probabilities, positions and warnings; or Index and error.
+    engine, studies, threshold
+        As in `predict_studies`.
+    visit : callable, optional
+        Called once with each `Reading`, before its row is appended; the row gets the entries of the dict that it returns, if any.
+    workers : int
+        Studies that are read at the same time; no result depends on it.
+    """
+    left = studies[len(rows):]
+    done = readings(engine, left, threshold, workers)
+    for study, reading in zip(left, tqdm(done, initial=len(rows), total=len(studies), desc='predicting', unit='study', delay=3)):
+        if isinstance(reading, Exception): rows.append({'Index': study.index, 'error': str(reading)})
+        else: rows.append(_row(reading) | (visit and visit(reading) or {}))
+
+
+def _row(reading: Reading) -> dict:
+    files = dict(zip(VIEWS, reading.study.frames))
+    warnings = [(view, str(files.get(view) or ''), text) for view, text in reading.warnings]
+    return {'Index': reading.study.index, 'probabilities': reading.probabilities.tolist(), 'positions': reading.positions(), 'warnings': warnings}
+
+
+def tables_of(rows) -> dict[str, pd.DataFrame]:
+    "Return the tables probabilities, positions, warnings and errors of rows, as `append_rows` makes them."
+    told = 'Index', 'probabilities', 'positions', 'warnings', 'error'
+    rows = [{name: row[name] for name in told if name in row} for row in rows]            # without their pages
+    flat = lambda name: [[row['Index'], *part] for row in rows for part in row.get(name, [])]
+    return {'probabilities': pd.DataFrame([[row['Index'], *row['probabilities']] for row in rows if 'error' not in row], columns=list(COLUMNS)),
+            'positions': pd.DataFrame(flat('positions'), columns=['Index', 'location', 'probability', 'view', 'x', 'y']),
+            'warnings': pd.DataFrame(flat('warnings'), columns=['Index', 'view', 'file', 'warning']),
+            'errors': pd.DataFrame([[row['Index'], row['error']] for row in rows if 'error' in row], columns=['Index', 'error'])}
 
 
 def predict_studies(engine: Engine, studies: list[Study], threshold=None, visit=None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -217,17 +260,10 @@ def predict_studies(engine: Engine, studies: list[Study], threshold=None, visit=
         Probabilities: Index and the 22 labels, float, NaN where not assessed, in the order of the studies. Positions: Index, location,
         probability, view, x and y in pixels of the frame. Errors: Index and error.
     """
-    rows, positions, errors = [], [], []
-    done = tqdm(readings(engine, studies, threshold), total=len(studies), desc='predicting', unit='study', delay=3)
-    for study, reading in zip(studies, done):
-        if isinstance(reading, Exception):
-            errors.append([study.index, str(reading)])
-            continue
-        rows.append([study.index, *reading.probabilities])
-        positions.extend([study.index, *row] for row in reading.positions())
-        if visit: visit(reading)
-    return (pd.DataFrame(rows, columns=list(COLUMNS)), pd.DataFrame(positions, columns=['Index', 'location', 'probability', 'view', 'x', 'y']),
-            pd.DataFrame(errors, columns=['Index', 'error']))
+    rows = []
+    append_rows(rows, engine, studies, threshold, visit)
+    tables = tables_of(rows)
+    return tables['probabilities'], tables['positions'], tables['errors']
 
 # %% ../nbs/09_prediction.ipynb #6ec1b1e0
 def overlay_writer(folder):
@@ -254,14 +290,6 @@ def overlay_writer(folder):
             (Path(folder) / f'{reading.study.index}_{location}.png').write_bytes(coded.tobytes())
     return write
 
-# %% ../nbs/09_prediction.ipynb #ba2b1c27
-def warning_collector(rows: list):
-    "Return a function for `predict_studies` that appends Index, view, file and warning for each suspicious frame, and what was not assessed."
-    def collect(reading):
-        files = dict(zip(VIEWS, reading.study.frames))
-        rows.extend([reading.study.index, view, str(files.get(view) or ''), warning] for view, warning in reading.warnings)
-    return collect
-
 # %% ../nbs/09_prediction.ipynb #729604cc
 def apply_threshold(probabilities: pd.DataFrame, threshold=0.5) -> pd.DataFrame:
     """Return the competition's output: `Aneurysm` as probability, the locations as 0 or 1.
@@ -286,3 +314,89 @@ def apply_threshold(probabilities: pd.DataFrame, threshold=0.5) -> pd.DataFrame:
     if not np.all((0 < np.asarray(threshold)) & (np.asarray(threshold) <= 1)): raise ValueError(f'threshold is {threshold}; give a number above 0, at most 1.')
     names = list(LOCATIONS)
     return probabilities.assign(**(probabilities[names] >= threshold).astype(int))
+
+# %% ../nbs/09_prediction.ipynb #9b841cee
+class Rows(Sequence):
+    """Rows in a file, one line each, as `append_rows` makes them; only one of them is in memory at a time.
+
+    Parameters
+    ----------
+    file : str or Path
+        New, or another call's; its last line is cut if that is not whole.
+    facts : dict
+        What the rows depend on.
+
+    Raises
+    ------
+    ValueError
+        If the file's rows depend on other facts.
+    """
+
+    def __init__(self, file, facts: dict):
+        self._stream, self._starts, end = open(file, 'a+b'), array('q'), 0
+        self._stream.seek(0)
+        for line in self._stream:
+            if not line.endswith(b'\n'): break
+            self._starts.append(end)
+            end += len(line)
+        self._stream.truncate(end)
+        if not end: self.append(facts)
+        told = self._line(0)
+        other = [name for name, fact in json.loads(json.dumps(facts)).items() if told.get(name) != fact]
+        if other: raise ValueError(f'the interrupted prediction was begun with other {", ".join(other)}; go on with the same, or begin anew without --resume.')
+
+    def _line(self, number: int) -> dict:
+        self._stream.seek(self._starts[number])
+        return json.loads(self._stream.readline())
+
+    def append(self, row: dict) -> None:
+        self._starts.append(self._stream.seek(0, 2))
+        self._stream.write(json.dumps(row).encode() + b'\n')
+        self._stream.flush()
+
+    def __len__(self): return len(self._starts) - 1
+
+    def __getitem__(self, number):
+        if isinstance(number, slice): return [self[i] for i in range(*number.indices(len(self)))]
+        if not 0 <= number < len(self): raise IndexError(number)
+        return self._line(number + 1)
+
+    def close(self): self._stream.close()
+
+
+class Part(Sequence):
+    "What stands under one name in those rows that have it, read when it is asked for."
+    def __init__(self, rows, name: str): self.rows, self.name, self.numbers = rows, name, [i for i, row in enumerate(rows) if name in row]
+
+    def __len__(self): return len(self.numbers)
+
+    def __getitem__(self, number): return self.rows[self.numbers[number]][self.name]
+
+
+def fingerprint(studies: list[Study]) -> str:
+    "Return a digest of the studies' indices and of the names, sizes and times of their files."
+    digest = hashlib.sha256()
+    for study in studies:
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in study.frames if path and path.exists()]
+        digest.update(repr((study.index, stats)).encode(errors='surrogateescape'))
+    return digest.hexdigest()[:32]
+
+# %% ../nbs/09_prediction.ipynb #84dfc567
+def write_tables(rows, files: dict[str, Path], threshold, piece: int = 1000) -> None:
+    """Write the tables of rows, as `tables_of` and `apply_threshold` make them, a piece at a time.
+
+    Parameters
+    ----------
+    rows : list or Rows
+    files : dict
+        New files for probabilities, positions, output, warnings and errors; the last two are written only if there are any.
+    threshold : float or ndarray, shape (21,)
+        As in `apply_threshold`.
+    piece : int
+        Rows in memory.
+    """
+    for first in range(0, len(rows), piece):
+        tables = tables_of(rows[i] for i in range(first, min(first + piece, len(rows))))
+        tables['output'] = apply_threshold(tables['probabilities'], threshold)
+        for name, table in tables.items():
+            if len(table) or name not in ('warnings', 'errors'): append_csv(files[name], table)

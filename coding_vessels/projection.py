@@ -9,8 +9,6 @@ import contextlib
 import json
 import logging
 import math
-import shutil
-import tempfile
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +28,7 @@ from .anatomy import COLUMNS, LABELS, LOCATIONS, VIEWS, views_of
 from .aneurysms import Aneurysm
 from .arteries import Vessel
 from .films import Camera, Scanner, _add_segments, aim, compiled, expose, finish
+from .files import whole
 from .phantom import Phantom, _truth, _view_truth
 
 # %% auto #0
@@ -743,17 +742,15 @@ def project(sources: list, out, sacs=None, inlets=None, twins=None, axes: str = 
         if any(sac.label is None for sac in sacs.get(name, [])): raise ValueError(f'{name}: a twin needs a sac that is labelled; give its label, or leave the twins out.')
     for folder in folders:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise FileExistsError(f'{folder} exists and is not an empty folder; choose another or remove it.')
-        folder.parent.mkdir(parents=True, exist_ok=True)
     return _write_folders(folders, sources, sacs, inlets, axes, spacing, seed, size, scanner, masks, workers)
 
 
 def _write_folders(folders, sources, sacs, inlets, axes, spacing, seed, size, scanner, masks, workers) -> list[Path]:
-    "Write the cohorts beside their places and move them there when all is well."
-    partial = [Path(tempfile.mkdtemp(prefix=f'{folder.name}.', suffix='.partial', dir=folder.parent)) for folder in folders]
-    try:
+    "Write the cohorts, all or none."
+    with whole(folders[0]) as beside:
+        partial = [beside(folder) for folder in folders]
         for folder in partial:
-            folder.chmod(0o755)
-            for part in ('images', 'truth', *['masks'] * masks): (folder / part).mkdir()
+            for part in ('images', 'truth', *['masks'] * masks): (folder / part).mkdir(parents=True)
         jobs = (joblib.delayed(_write_head)(partial, str(1001 + k), source, sacs.get(source.name, []), inlets.get(source.name), axes, spacing, [seed, k], size, scanner, masks)
                 for k, source in enumerate(sources))
         rows = joblib.Parallel(n_jobs=min(workers, len(sources)), return_as='generator', idle_worker_timeout=2)(jobs)
@@ -763,9 +760,4 @@ def _write_folders(folders, sources, sacs, inlets, axes, spacing, seed, size, sc
             table.to_csv(folder / 'groundtruth.csv', index=False)
             table.assign(**dict.fromkeys(LABELS, 0)).to_csv(folder / 'test.csv', index=False)
             pd.DataFrame({'Index': table.Index, 'file': [str(source) for source in sources]}).to_csv(folder / 'sources.csv', index=False)
-        for folder, made in zip(folders, partial):
-            if folder.exists(): folder.rmdir()
-            made.rename(folder)
-    finally:
-        for folder in partial: shutil.rmtree(folder, ignore_errors=True)
     return folders

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import base64
-import os
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,11 +16,12 @@ import pandas as pd
 
 from .anatomy import LOCATION_NAMES, LOCATIONS, MAP, MAP_LINES, VIEWS, parse_view
 from .evaluation import TRIVIAL
-from .prediction import attention_map, peak_of
+from .files import whole
+from .prediction import Reading, attention_map, peak_of
 from .studies import canonical_index
 
 # %% auto #0
-__all__ = ['thumbnail', 'attention_layer', 'page_collector', 'write_report']
+__all__ = ['thumbnail', 'attention_layer', 'page_of', 'write_report']
 
 # %% ../nbs/10_report.ipynb #48cafa5c
 def thumbnail(frame: np.ndarray, longest: int = 320) -> str:
@@ -41,32 +42,29 @@ def _data(kind: str, content) -> str:
     return f'data:{kind};base64,{base64.b64encode(bytes(content)).decode()}'
 
 # %% ../nbs/10_report.ipynb #54352158
-def page_collector(pages: list, truth: pd.DataFrame | None = None):
-    """Return a function for `predict_studies` that appends what the page shows of each study.
+def page_of(reading: Reading, truth: pd.DataFrame | None = None) -> dict:
+    """Return what the page shows of a study.
 
     Parameters
     ----------
-    pages : list
-        Gets one dict a study.
+    reading : Reading
     truth : DataFrame, optional
         True labels, as `read_labels` returns them.
     """
-    def collect(reading):
-        known = None if truth is None else truth.loc[canonical_index(reading.study.index)]
-        flagged, places = reading.flagged, []
-        for name, p, t in zip(LOCATIONS, reading.probabilities[1:], reading.thresholds):
-            places.append({'name': name, 'title': LOCATION_NAMES[name], 'assessed': not np.isnan(p), 'probability': float(np.nan_to_num(p)),
-                           'threshold': float(t), 'flagged': name in flagged, 'true': known is not None and bool(known[name]),
-                           'x': MAP[name][0], 'y': MAP[name][1]})
-        surest = max(places, key=lambda place: place['probability'])
-        shown = [place for place in places if place['flagged'] or place is surest] if reading.maps is not None else []
-        views = [_frame(reading, view, [place['name'] for place in shown]) for view in VIEWS]
-        face = next(frame for frame in [*(reading.frames[VIEWS.index(view)] for view in reading.views_of(surest['name'])), *reading.frames]
-                    if frame is not None)
-        pages.append({'index': reading.study.index, 'risk': float(reading.probabilities[0]), 'locations': places, 'frames': views,
-                      'shown': sorted(shown, key=lambda place: -place['probability']), 'thumbnail': thumbnail(face, 84),
-                      'warnings': len(reading.warnings), 'notes': [text for view, text in reading.warnings if not view]})
-    return collect
+    known = None if truth is None else truth.loc[canonical_index(reading.study.index)]
+    flagged, places = reading.flagged, []
+    for name, p, t in zip(LOCATIONS, reading.probabilities[1:], reading.thresholds):
+        places.append({'name': name, 'title': LOCATION_NAMES[name], 'assessed': not np.isnan(p), 'probability': float(np.nan_to_num(p)),
+                       'threshold': float(t), 'flagged': name in flagged, 'true': known is not None and bool(known[name]),
+                       'x': MAP[name][0], 'y': MAP[name][1]})
+    surest = max(places, key=lambda place: place['probability'])
+    shown = [place for place in places if place['flagged'] or place is surest] if reading.maps is not None else []
+    views = [_frame(reading, view, [place['name'] for place in shown]) for view in VIEWS]
+    face = next(frame for frame in [*(reading.frames[VIEWS.index(view)] for view in reading.views_of(surest['name'])), *reading.frames]
+                if frame is not None)
+    return {'index': reading.study.index, 'risk': float(reading.probabilities[0]), 'locations': places, 'frames': views,
+            'shown': sorted(shown, key=lambda place: -place['probability']), 'thumbnail': thumbnail(face, 84),
+            'warnings': len(reading.warnings), 'notes': [text for view, text in reading.warnings if not view]}
 
 
 def _frame(reading, view: str, locations: list[str]) -> dict:
@@ -88,15 +86,24 @@ def _frame(reading, view: str, locations: list[str]) -> dict:
                     'width': round(right - left, 3), 'height': round(bottom - top, 3)}
 
 # %% ../nbs/10_report.ipynb #d725beb6
-def write_report(path, pages: list[dict], title: str, facts: dict[str, str], notices: list[str], record: dict | None = None,
+class _Ordered:
+    "Pages, highest risk first, one after the other."
+    def __init__(self, pages): self.pages, self.order = pages, sorted(range(len(pages)), key=lambda i: -pages[i]['risk'])
+
+    def __len__(self): return len(self.order)
+
+    def __iter__(self): return (self.pages[i] | {'anchor': f'patient-{number}'} for number, i in enumerate(self.order, 1))
+
+
+def write_report(path, pages: Sequence[dict], title: str, facts: dict[str, str], notices: list[str], record: dict | None = None,
                  curves=None, errors=(), known: bool = False) -> Path:
-    """Write the page, beside first and then renamed, and return its path.
+    """Write the page and return its path.
 
     Parameters
     ----------
     path : str or Path
-    pages : list of dict
-        As `page_collector` appends them.
+    pages : sequence of dict
+        As `page_of` returns them; a sequence, of which only one is in memory at a time.
     title : str
     facts : dict
         Where model and data come from: name and text.
@@ -116,17 +123,9 @@ def write_report(path, pages: list[dict], title: str, facts: dict[str, str], not
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters['number'] = lambda value: '–' if value is None else f'{value:.3f}'
     template = environment.from_string((files('coding_vessels') / 'assets/report.html').read_text(encoding='utf-8'))
-    ordered = sorted(pages, key=lambda page: -page['risk'])
-    for number, page in enumerate(ordered, 1): page['anchor'] = f'patient-{number}'
     drawing = io.BytesIO()
     if curves is not None: curves.savefig(drawing, format='svg', metadata={'Date': None})
-    stream = template.stream(pages=ordered, title=title, facts=facts, notices=notices, record=record, trivial=TRIVIAL, lines=MAP_LINES, errors=list(errors),
+    stream = template.stream(pages=_Ordered(pages), title=title, facts=facts, notices=notices, record=record, trivial=TRIVIAL, lines=MAP_LINES, errors=list(errors),
                              known=known, curves=_data('image/svg+xml', drawing.getvalue()) if curves is not None else None)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'{path.name}.{os.getpid()}.partial')
-    try:
-        with open(beside, 'w', encoding='utf-8', errors='backslashreplace') as out: out.writelines(stream)
-        os.replace(beside, path)
-    finally: beside.unlink(missing_ok=True)
-    return path
+    with whole(path) as beside, open(beside(), 'w', encoding='utf-8', errors='backslashreplace') as out: out.writelines(stream)
+    return Path(path)

@@ -23,7 +23,7 @@ from .anatomy import LABELS, LOCATIONS, VIEWS
 
 # %% auto #0
 __all__ = ['SIDES', 'PIXELS', 'BYTES', 'Study', 'canonical_index', 'find_frames', 'FrameError', 'check_file', 'read_frame',
-           'read_table', 'parse_labels', 'read_cohort', 'split_studies', 'write_csvs']
+           'read_table', 'parse_labels', 'read_cohort', 'split_studies', 'append_csv']
 
 # %% ../nbs/02_studies.ipynb #6cdaaf0f
 @dataclass(frozen=True)
@@ -331,23 +331,15 @@ def split_studies(studies: list[Study], shares: tuple[float, ...] = (0.7, 0.15, 
     return parts
 
 # %% ../nbs/02_studies.ipynb #b94cee3b
-def write_csvs(tables: dict[Path, pd.DataFrame]) -> None:
-    """Write tables as CSV files, all of them or none.
+def append_csv(path, table: pd.DataFrame) -> None:
+    """Append a table to a CSV file; a new file begins with the header.
 
-    Each is written beside its place first; when all are there they are renamed, in the order given. Text that a spreadsheet would run
-    as a formula gets a quote in front.
+    Text that a spreadsheet would run as a formula gets a quote in front.
 
     Parameters
     ----------
-    tables : dict
-        File -> table. Folders are made if needed.
+    path : str or Path
+    table : DataFrame
     """
     harmless = lambda value: f"'{value}" if isinstance(value, str) and value[:1] in tuple('=+-@\t\r') else value
-    beside = {Path(path).with_name(f'{Path(path).name}.{os.getpid()}.partial'): Path(path) for path in tables}
-    try:
-        for (partial, path), table in zip(beside.items(), tables.values()):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            table.map(harmless).to_csv(partial, index=False, errors='surrogateescape')     # names in another encoding stay
-        for partial, path in beside.items(): os.replace(partial, path)
-    finally:
-        for partial in beside: partial.unlink(missing_ok=True)
+    table.map(harmless).to_csv(path, mode='a', header=not Path(path).exists(), index=False, errors='surrogateescape')    # names in another encoding stay

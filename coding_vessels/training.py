@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import zipfile
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +21,8 @@ from scipy.special import expit
 from . import __version__
 from .anatomy import LOCATIONS
 from .attention import LOOK, look_maps
-from .batches import CELL, Augmentation, study_batches
+from .batches import CELL, Augmentation, plain_errors, study_batches
+from .files import whole
 from .model import Calibration, load_model, preprocessing_of, report_model, vessel_model
 from .preprocessing import Preprocessing
 from .studies import Study, split_studies
@@ -279,14 +278,6 @@ def training_batches(model: keras.Model, studies: list[Study], settings: Setting
     return batches.map(lambda frames, targets: (frames, targets | {'looks': targets['maps']}))         # a look is right if the map's mark lies in it
 
 # %% ../nbs/07_training.ipynb #83fd0b6e
-@contextmanager
-def _whole(path: Path):
-    "Give the name to write a file under; written without error, it takes its place, so that no half file is ever there."
-    beside = path.with_name(f'{path.stem}.partial{path.suffix}')
-    yield beside
-    os.replace(beside, path)
-
-
 def _variables(model: keras.Model) -> list:
     "Return all that training changes in a compiled model: weights, seeds, and what its optimizer keeps."
     model.optimizer.build(model.trainable_variables)
@@ -296,8 +287,8 @@ def _variables(model: keras.Model) -> list:
 def save_state(out: Path, model: keras.Model, best: list[np.ndarray], history: list[dict]) -> None:
     "Write where a run stands into its folder: `state.npz`, and for people to read `history.csv`."
     parts = {f'now {i}': np.asarray(variable) for i, variable in enumerate(_variables(model))} | {f'best {i}': weight for i, weight in enumerate(best)}
-    with _whole(out / 'state.npz') as beside: np.savez(beside, history=json.dumps(history), **parts)
-    with _whole(out / 'history.csv') as beside: pd.DataFrame(history).to_csv(beside, index=False)
+    with whole(out / 'state.npz') as beside: np.savez(beside(), history=json.dumps(history), **parts)
+    with whole(out / 'history.csv') as beside: pd.DataFrame(history).to_csv(beside(), index=False)
 
 
 def load_state(out: Path, model: keras.Model) -> tuple[list[np.ndarray], list[dict]]:
@@ -320,7 +311,7 @@ def epochs_waited(history: list[dict]) -> int:
 
 # %% ../nbs/07_training.ipynb #f8a95056
 def _write_settings(out: Path, record: dict) -> None:
-    with _whole(out / 'settings.json') as beside: beside.write_text(json.dumps(record, indent=1), encoding='utf-8')
+    with whole(out / 'settings.json') as beside: beside().write_text(json.dumps(record, indent=1), encoding='utf-8')
 
 
 def _open_run(out: Path, settings: Settings, studies: list[Study], validation: list[Study], before: list[str], resume: bool) -> dict:
@@ -332,7 +323,7 @@ def _open_run(out: Path, settings: Settings, studies: list[Study], validation: l
         other = [name for name, value in now.items() if known.get(name) != value]
         if other: raise ValueError(f'{out} was begun with other values of {", ".join(other)}; resume with the same, or choose another folder.')
         return record
-    if out.exists() and (not out.is_dir() or any(path.name != 'settings.partial.json' for path in out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(not path.name.startswith('.settings.json.') for path in out.iterdir())):
         raise FileExistsError(f'{out} exists and is not empty; choose another folder, or go on with the run in it with --resume (resume=True).')
     out.mkdir(parents=True, exist_ok=True)
     record = {'settings': asdict(settings)} | patients | {'trained before': before,
@@ -358,6 +349,7 @@ def _fit(model: keras.Model, studies: list[Study], validation: list[Study], sett
     return best
 
 # %% ../nbs/07_training.ipynb #faf89c9c
+@plain_errors()
 def train(studies: list[Study], out, settings: Settings = Settings(), validation: list[Study] | None = None, cache=None,
           resume: bool = False, verbose: int = 2) -> pd.DataFrame:
     """Train a network on studies and return its history, one row an epoch.
@@ -404,7 +396,7 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
         best = build_model(replace(settings, start=None, weights=None, precision='float32'))
         best.set_weights(weights)
         calibrate(best, validation, settings.batch_size, cache)
-        with _whole(out / 'best.keras') as beside: best.save(beside)
+        with whole(out / 'best.keras') as beside: best.save(beside())
         _write_settings(out, record | {'finished': True})
     (out / 'state.npz').unlink(missing_ok=True)
     return pd.read_csv(out / 'history.csv')

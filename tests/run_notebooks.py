@@ -10,6 +10,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from coding_vessels.files import whole
+
 notebooks = sorted((Path(__file__).parents[1] / "nbs").glob("*.ipynb"))
 wanted = [path for path in notebooks if not sys.argv[1:] or any(path.stem.startswith(name) for name in sys.argv[1:])]
 if not wanted:
@@ -32,6 +34,5 @@ for path in wanted:
         "kernelspec": {"display_name": "python3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
-    partial = path.with_suffix(".partial")
-    nbformat.write(notebook, partial)
-    partial.replace(path)
+    with whole(path) as beside:
+        nbformat.write(notebook, beside())

@@ -147,3 +147,80 @@ def test_a_second_run_that_fails_keeps_the_first(cohort, tmp_path, capsys):
         path.write_bytes(b"")
     assert main([*words.split(), "--overwrite"]) == 1
     assert "no study of" in capsys.readouterr().err and snapshot() == first
+
+
+def test_a_model_that_would_unpack_to_gigabytes(tmp_path, capsys):
+    """The directory of the archive says how large its parts are; nothing is unpacked."""
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "bomb.keras", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("model.weights.h5", "w") as part:
+        for _ in range(300):
+            part.write(bytes(1_000_000))
+    assert main(["export", "--model", str(tmp_path / "bomb.keras")]) == 1
+    assert "bomb.keras is not a model of coding_vessels (it would unpack to 300 MB)" in capsys.readouterr().err
+
+
+def test_a_hundred_thousand_unknown_images_are_summarised(cohort, capsys):
+    """`check` names fifty of them, and how many more there are."""
+    (cohort / "test.csv").write_text("Index\n1001\n" + "".join(f"x{i}\n" for i in range(100_000)))
+    assert main(["check", "--unlabelled", "--csv", str(cohort / "test.csv"), "--images", str(cohort)]) == 1
+    printed = capsys.readouterr().out
+    assert "... and 99,950 more: add the images or remove the row" in printed and len(printed.splitlines()) < 120
+
+
+def small_network(settings):
+    import keras
+
+    frames = keras.Input((8, 64, 64), dtype="uint8")
+    return keras.Model(frames, {"labels": keras.layers.Dense(22, "sigmoid", name="labels")(keras.layers.Flatten()(frames))})
+
+
+def test_images_removed_during_a_training(cohort, tmp_path, capsys, monkeypatch):
+    """One sentence that names the frame, not TensorFlow's traceback."""
+    from coding_vessels import training
+
+    def remove_and_build(settings):
+        for patient in ("1001", "1002", "1003"):
+            (cohort / f"images/{patient}RV-A.jpg").unlink()
+        return small_network(settings)
+
+    monkeypatch.setattr(training, "build_model", remove_and_build)
+    words = f"train --csv {cohort}/groundtruth.csv --images {cohort} --out {tmp_path}/run --epochs 1 --size 64"
+    assert main(words.split()) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("coding_vessels train: ") and "RV-A.jpg cannot be opened" in message and "Traceback" not in message
+
+
+@pytest.mark.parametrize("kilobytes", [20, 1000])
+def test_full_disk_in_training(cohort, tmp_path, capsys, monkeypatch, kilobytes):
+    """No file may grow beyond 20 kB (the cache is full), or 1 MB (the state): one sentence, and no half of a file."""
+    import resource
+
+    from coding_vessels import training
+
+    monkeypatch.setattr(training, "build_model", small_network)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, before[1]))
+    try:
+        status = main(f"train --csv {cohort}/groundtruth.csv --images {cohort} --out {tmp_path}/run --epochs 1 --size 64".split())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 1 and "the disk is full; free some space" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"settings.json", "cache"}
+    assert {path.suffix for path in (tmp_path / "run/cache").iterdir()} <= {".npy"}
+
+
+def test_full_disk_in_export(tmp_path):
+    """No file may grow beyond 100 kB: one sentence, and no part of an export."""
+    import resource
+    import subprocess
+    import sys
+
+    from coding_vessels.engines import SHIPPED
+
+    shutil.copy(SHIPPED, tmp_path / "best.keras")
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100 * 1024,) * 2)
+    words = [sys.executable, "-m", "coding_vessels", "export", "--model", str(tmp_path / "best.keras")]
+    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 1 and "best.xml cannot be written" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["best.keras"]

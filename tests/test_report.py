@@ -99,10 +99,10 @@ def test_two_hundred_patients(page, tmp_path):
     """The page's ten patients twenty times over: its size, and how long it takes to open and to turn to a patient (pytest -s shows it)."""
     from coding_vessels.engines import load_engine
     from coding_vessels.prediction import predict_studies
-    from coding_vessels.report import page_collector, write_report
+    from coding_vessels.report import page_of, write_report
 
     cohort, engine, pages = write_cohort(tmp_path / "cohort", 10, seed=6, size=720), load_engine(), []
-    predict_studies(engine, read_cohort(cohort / "test.csv", cohort, labelled=False)[0], visit=page_collector(pages))
+    predict_studies(engine, read_cohort(cohort / "test.csv", cohort, labelled=False)[0], visit=lambda reading: pages.append(page_of(reading)))
     path = write_report(tmp_path / "report.html", [dict(entry) for entry in pages * 20], "200", {}, ["Not a medical device."])
     assert path.stat().st_size < 60e6
     began, other = time.perf_counter(), page.context.browser.new_page()
