@@ -254,9 +254,10 @@ def _write_record(file: Path, record: Path, facts: dict, made: list[Path]) -> No
 class _Report:
     "Collects what the page of `predict --report` needs, and writes it."
     def __init__(self, args, engine, studies):
-        from coding_vessels.evaluation import read_labels
-        self.args, self.engine = args, engine
-        self.truth = read_labels(args.truth, truth=True) if args.truth else None
+        self.args, self.engine, self.truth = args, engine, None
+        if args.truth:
+            from coding_vessels.evaluation import read_labels
+            self.truth = read_labels(args.truth, truth=True)
         missing = [study.index for study in studies if self.truth is not None and _canonical(study.index) not in self.truth.index]
         if missing: raise ValueError(f'{args.truth} lacks patient {", ".join(missing[:5])}; add what is true of them, or leave --truth out.')
 
@@ -267,12 +268,12 @@ class _Report:
     def write(self, file: Path, rows, threshold, lost) -> None:
         from datetime import date
         import pandas as pd
-        from coding_vessels.evaluation import draw_curves, evaluate
         from coding_vessels.prediction import Part, apply_threshold, tables_of
         from coding_vessels.report import write_report
         args, truth, record, curves = self.args, self.truth, None, None
         pages, errors = Part(rows, 'page'), pd.concat([tables_of(row for row in rows if 'error' in row)['errors'], lost])
         if truth is not None:
+            from coding_vessels.evaluation import draw_curves, evaluate
             probabilities = tables_of({name: row[name] for name in ('Index', 'probabilities')} for row in rows if 'error' not in row)['probabilities']
             tables = [table.set_index(table.Index.map(_canonical)).drop(columns='Index') for table in (apply_threshold(probabilities, threshold), probabilities)]
             truth = truth.loc[tables[0].index]
@@ -419,6 +420,10 @@ def main(words: list[str] | None = None) -> int:
         full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         sentence = f'{error.filename or getattr(args, "out", "a file")} cannot be written, the disk is full; free some space and try again.' if full else error
         print(f'coding_vessels {args.verb}: {sentence}', file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if error.name.startswith('coding_vessels'): raise
+        print(f'coding_vessels {args.verb}: {error.name} is not installed; `pip install coding_vessels` brings everything.', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f'coding_vessels {args.verb}: interrupted{"; the same command with --resume goes on" if args.verb in ("train", "predict") else ""}.', file=sys.stderr)

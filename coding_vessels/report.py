@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from .anatomy import LOCATION_NAMES, LOCATIONS, MAP, MAP_LINES, VIEWS, parse_view
-from .evaluation import TRIVIAL
 from .files import whole
 from .prediction import Reading, attention_map, peak_of
 from .studies import canonical_index
@@ -125,7 +124,7 @@ def write_report(path, pages: Sequence[dict], title: str, facts: dict[str, str],
     template = environment.from_string((files('coding_vessels') / 'assets/report.html').read_text(encoding='utf-8'))
     drawing = io.BytesIO()
     if curves is not None: curves.savefig(drawing, format='svg', metadata={'Date': None})
-    stream = template.stream(pages=_Ordered(pages), title=title, facts=facts, notices=notices, record=record, trivial=TRIVIAL, lines=MAP_LINES, errors=list(errors),
+    stream = template.stream(pages=_Ordered(pages), title=title, facts=facts, notices=notices, record=record, lines=MAP_LINES, errors=list(errors),
                              known=known, curves=_data('image/svg+xml', drawing.getvalue()) if curves is not None else None)
     with whole(path) as beside, open(beside(), 'w', encoding='utf-8', errors='backslashreplace') as out: out.writelines(stream)
     return Path(path)
