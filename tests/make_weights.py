@@ -2,12 +2,12 @@
 
     python tests/make_weights.py RUN [--start MODEL] [--share 1.0]
 
-Draws patients as they are needed: first the closer look learns alone, from squares with an aneurysm and without it, then the
-whole network. Squares, whole studies and studies with hidden views differ in their means, and prediction has only one set of
-them. So the means of batch normalisation are then taken from whole studies and kept, and the network learns on with them.
-Calibrates on others with natural frequencies, and writes the shipped files. RUN keeps what is done; an interrupted call goes on.
-`--start` takes the overview of a trained model instead of random weights. `--share 0.01` is a trial with a hundredth of the steps
-and the patients. Convolutions are computed in bfloat16 where the processor can.
+Draws patients as they are needed. From nothing, the closer look learns alone first, from squares with an aneurysm and without it,
+then the whole network; `--start` takes a trained model, with or without masks, instead of these two stages. Squares, whole
+studies and studies with hidden views differ in their means, and prediction has only one set of them: so the means of batch
+normalisation are then taken from whole studies and kept, and the network learns on with them. Calibrates on others with natural
+frequencies, and writes the shipped files. RUN keeps what is done; an interrupted call goes on. `--share 0.01` is a trial with a
+hundredth of the steps and the patients. Convolutions are computed in bfloat16 where the processor can.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from coding_vessels.training import calibrate, label_loss, look_loss, map_loss, 
 
 ALONE = {"pairs": 2400, "uses": 3, "rate": 2e-3, "epochs": 8}      # for the closer look; `uses` is batches a pair
 WHOLE = {"pairs": 2400, "uses": 2, "rate": 8e-4, "epochs": 12}     # for the network
-SETTLED = {"pairs": 3600, "uses": 2, "rate": 5e-4, "epochs": 12}   # for the network with the means that prediction has
+SETTLED = {"pairs": 2640, "uses": 2, "rate": 4e-4, "epochs": 12}   # for the network with the means that prediction has
 MEANS = 60                                                         # pairs for these means
 CALIBRATION = "varied", 1200, 801                                  # preset, patients, seed
 SQUARE = {"suspicion": suspicion_loss, "mask": mask_loss}
@@ -71,12 +71,16 @@ def optimizer(rate, steps):
     return keras.optimizers.AdamW(pace, clipnorm=1.0)
 
 
-def take_overview(start, model):
-    """Give a network the overview of another one."""
-    embeddings = [next(layer for layer in one.layers if isinstance(layer, ViewEmbedding)) for one in (start, model)]
-    layers = [[one.get_layer(name) for one in (start, model)] for name in ("features", "maps", "readout")]
-    for old, new in [*layers, embeddings]:
-        new.set_weights(old.get_weights())
+def take(start, model):
+    """Give a network with masks the weights of one with or without them. Masks do not count before they are learned."""
+    for old, new in zip(*([layer for layer in one.layers if layer.weights] for one in (start, model)), strict=True):
+        weights, known = new.get_weights(), old.get_weights()
+        if len(weights) > len(known):                  # the closer look, whose last layer reads masks as well
+            *first, kernel, bias = known
+            wider = np.zeros_like(weights[-2])
+            wider[: len(kernel)] = kernel
+            known = [*first, *weights[len(first) : -2], wider, bias]
+        new.set_weights(known)
 
 
 def squares(first, last):
@@ -169,15 +173,17 @@ if __name__ == "__main__":
     half_the_bits(True)
     model = load_model(args.run / "last.keras") if (args.run / "last.keras").exists() else vessel_model(masks=True)
     if args.start and not (args.run / "last.keras").exists():
-        take_overview(load_model(args.start), model)
+        take(load_model(args.start), model)
     look = closer_look(model)
-    learn(model, look, SQUARE, {"suspicion": 1.0, "mask": 2.0}, squares, ALONE, args.run, "alone", args.share)
+    if not args.start:
+        learn(model, look, SQUARE, {"suspicion": 1.0, "mask": 2.0}, squares, ALONE, args.run, "alone", args.share)
     outputs = {"scores": model.get_layer("scores").output, "maps": model.output["maps"], "looks": model.output["looks"]}
     trainer = keras.Model([model.input, look.input], outputs | look(look.input))
     labels = label_loss(positive_weights(PRESETS["training"][0]), twins=True)
     losses = {"scores": labels, "maps": map_loss, "looks": look_loss, **SQUARE}
     shares = {"scores": 1.0, "maps": 0.2, "looks": 2.0, "suspicion": 0.3, "mask": 0.5}
-    learn(model, trainer, losses, shares, partial(studies, 1000, WHOLE["uses"]), WHOLE, args.run, "whole", args.share)
+    if not args.start:
+        learn(model, trainer, losses, shares, partial(studies, 1000, WHOLE["uses"]), WHOLE, args.run, "whole", args.share)
     if not (args.run / "settled.json").exists():
         settle(model, max(2, round(MEANS * args.share)))
     for norm in norms(model):
@@ -196,16 +202,15 @@ if __name__ == "__main__":
     calibrate(model, cohort, cache=args.run / "cache")
     save_small(model, SHIPPED)
     export_model(SHIPPED)
-    lines = [json.loads(line) for line in (args.run / "history.jsonl").read_text().splitlines()]
+    stages = {"settled": SETTLED} if args.start else {"alone": ALONE, "whole": WHOLE, "settled": SETTLED}
     record = {
-        "settings": {"start": args.start and args.start.name, "alone": ALONE, "whole": WHOLE, "settled": SETTLED},
+        "settings": {"start": args.start and args.start.name, **stages},
         "cohorts": {
-            "training": {"preset": "training", "seeds": [1001, 1000, 1003],
-                         "patients": 2 * (ALONE["pairs"] + WHOLE["pairs"] + SETTLED["pairs"])},
+            "training": {"preset": "training", "patients": 2 * sum(plan["pairs"] for plan in stages.values())},
             "valid": {"preset": preset, "patients": count, "seed": seed, "pixels": 720},
         },
         "versions": {"coding_vessels": __version__, "keras": keras.__version__, "numpy": np.__version__},
-        "history": {stage: [line for line in lines if line["stage"] == stage] for stage in ("alone", "whole", "settled")},
+        "history": [json.loads(line) for line in (args.run / "history.jsonl").read_text().splitlines()],
     }
     SHIPPED.with_suffix(".json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     print(f"{SHIPPED}: now run nbs/12_weights.ipynb, which measures it and writes the model card")
