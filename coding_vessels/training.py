@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from . import __version__
-from .anatomy import LOCATIONS
+from .anatomy import LABELS, LOCATIONS
 from .attention import LOOK, look_maps
 from .batches import CELL, Augmentation, plain_errors, study_batches
 from .files import whole
@@ -28,35 +28,27 @@ from .preprocessing import Preprocessing
 from .studies import Study, split_studies
 
 # %% auto #0
-__all__ = ['PRESETS', 'positive_weights', 'weighted_crossentropy', 'label_loss', 'map_loss', 'look_loss', 'suspicion_loss',
-           'mask_loss', 'Settings', 'build_model', 'patients_met', 'split_patients', 'fit_calibration',
-           'choose_thresholds', 'calibrate', 'compile_model', 'training_batches', 'save_state', 'load_state',
-           'epochs_waited', 'train']
+__all__ = ['PRESETS', 'positive_weights', 'label_loss', 'map_loss', 'look_loss', 'suspicion_loss', 'mask_loss', 'Settings',
+           'build_model', 'patients_met', 'split_patients', 'fit_calibration', 'choose_thresholds', 'calibrate',
+           'compile_model', 'training_batches', 'save_state', 'load_state', 'epochs_waited', 'train']
 
 # %% ../nbs/07_training.ipynb #a32dc0b4
 def positive_weights(studies: list[Study], bound: float = 10.0) -> np.ndarray:
-    "Return how much a positive of each label weighs, shape (22,): the root of the negatives per positive, kept between 1 and `bound`."
+    "Return how much a positive of each label weighs, (22,): the root of the negatives for each, from 1 to `bound`."
     positives = np.sum([study.labels for study in studies], axis=0)
     return np.clip(np.sqrt((len(studies) - positives) / np.maximum(positives, 1)), 1, bound).astype(np.float32)
 
 
-def weighted_crossentropy(weights: np.ndarray):
-    """Return a loss for labels, -1 where unknown, and probabilities, both (batch, 22), that weighs the positives.
-
-    `Aneurysm` counts as much as all locations.
-    """
-    share = np.full(len(weights), 1 / (len(weights) - 1), np.float32)
-    share[0] = 1.0
-
-    def loss(labels, probabilities):
-        p = ops.clip(probabilities, 1e-6, 1 - 1e-6)
-        each = weights * labels * ops.log(p) + (1 - labels) * ops.log(1 - p)
-        return -ops.sum(ops.where(labels >= 0, each, 0.0) * share, axis=-1)
-    return loss
-
 # %% ../nbs/07_training.ipynb #cced909c
+def _aneurysm(scores, known):
+    "Return the logarithms of the probabilities of no aneurysm and of any, both (batch,)."
+    if scores.shape[-1] == len(LABELS): return ops.log_sigmoid(-scores[:, 0]), ops.log_sigmoid(scores[:, 0])
+    none = ops.sum(ops.log_sigmoid(-scores) * known, axis=-1)
+    return none, ops.log(-ops.expm1(ops.minimum(none, -1e-30)))
+
+
 def label_loss(weights: np.ndarray, twins: bool = False):
-    """Return a loss for labels, (batch, 22), -1 where unknown, and scores of the locations before any sigmoid, (batch, 21).
+    """Return a loss for labels, (batch, 22), -1 where unknown, and scores before any sigmoid, (batch, 21 or 22).
 
     Parameters
     ----------
@@ -67,10 +59,9 @@ def label_loss(weights: np.ndarray, twins: bool = False):
     """
     def loss(labels, scores):
         known, truth = ops.cast(labels[:, 1:] >= 0, scores.dtype), ops.maximum(labels, 0)
-        healthy = ops.log_sigmoid(-scores) * known
-        each = -(weights[1:] * truth[:, 1:] * ops.log_sigmoid(scores) * known + (1 - truth[:, 1:]) * healthy)
-        none = ops.sum(healthy, axis=-1)                                       # the logarithm of no aneurysm's probability
-        some = ops.log(-ops.expm1(ops.minimum(none, -1e-7)))
+        (none, some), scores = _aneurysm(scores, known), scores[:, -len(LOCATIONS):]
+        sick, healthy = (ops.log_sigmoid(way * scores) * known for way in (1, -1))
+        each = -(weights[1:] * truth[:, 1:] * sick + (1 - truth[:, 1:]) * healthy)
         total = ops.mean(each, axis=-1) - weights[0] * truth[:, 0] * some - (1 - truth[:, 0]) * none
         if not twins: return total
         differ = (truth[0::2, 1:] - truth[1::2, 1:]) * known[0::2] * known[1::2]
@@ -78,6 +69,7 @@ def label_loss(weights: np.ndarray, twins: bool = False):
         rank = ops.sum(rank, axis=-1) / ops.maximum(ops.sum(ops.abs(differ), axis=-1), 1)
         return total + ops.repeat(rank, 2, axis=0)
     return loss
+
 
 # %% ../nbs/07_training.ipynb #b07ec090
 def map_loss(truth, scores):
@@ -255,19 +247,27 @@ def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cac
     return model
 
 # %% ../nbs/07_training.ipynb #79e0d77b
-def compile_model(model: keras.Model, studies: list[Study], rate) -> keras.Model:
-    """Return the model, compiled in place to learn from these studies at a learning rate or along a schedule.
+def _scored(model: keras.Model) -> keras.Model:
+    "Return a network with the same weights whose 'labels' are scores before any sigmoid, (batch, 21 or 22)."
+    names, scores = [layer.name for layer in model.layers], model.get_layer('scores').output
+    if 'own' in names: scores = ops.concatenate([model.get_layer('own').output, scores], axis=-1)
+    return keras.Model(model.input, model.output | {'labels': scores, 'probabilities': model.output['labels']})
 
-    An earlier calibration is undone, or its slope would stretch what is learned now.
+
+def compile_model(model: keras.Model, studies: list[Study], rate) -> keras.Model:
+    """Return a network that shares the model's weights, compiled to learn at a learning rate or along a schedule.
+
+    Its 'labels' are scores. An earlier calibration is undone, or its slope would stretch what is learned now.
     """
     for layer in (layer for layer in model.layers if isinstance(layer, Calibration)):
         layer.slope.assign(np.ones(layer.slope.shape))
         layer.offset.assign(np.zeros(layer.offset.shape))
-    losses = {'labels': weighted_crossentropy(positive_weights(studies)), 'maps': map_loss, 'looks': look_loss}
+    losses = {'labels': label_loss(positive_weights(studies)), 'maps': map_loss, 'looks': look_loss}
     shares = {'labels': 1.0, 'maps': 0.2, 'looks': 2.0}
     mine = lambda parts: {name: part for name, part in parts.items() if name in model.output}
-    model.compile(keras.optimizers.AdamW(rate, clipnorm=1.0), mine(losses), mine(shares))
-    return model
+    learner = _scored(model)
+    learner.compile(keras.optimizers.AdamW(rate, clipnorm=1.0), mine(losses), mine(shares))
+    return learner
 
 
 def training_batches(model: keras.Model, studies: list[Study], settings: Settings, cache=None):

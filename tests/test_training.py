@@ -78,7 +78,7 @@ def network(settings):
     "A small network that has all that a state must keep: weights, running means, and draws by chance."
     frames = keras.Input((8, 64, 64), dtype="uint8")
     x = layers.BatchNormalization()(layers.Dense(16, "relu")(layers.Dropout(0.3)(layers.Flatten()(layers.Rescaling(1 / 255)(frames)))))
-    return keras.Model(frames, {"labels": layers.Dense(22, "sigmoid", name="labels")(x)})
+    return keras.Model(frames, {"labels": layers.Activation("sigmoid", name="labels")(layers.Dense(22, name="scores")(x))})
 
 os.replace, batches.load_study, training.build_model = replace, load_study, network
 if moment == "in calibration": training.calibrate = lambda *parts: os._exit(9)
