@@ -5,9 +5,12 @@
 # %% ../nbs/07_training.ipynb #975e971b
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+import time
 import zipfile
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import pandas as pd
 from keras import ops
 from scipy.optimize import minimize
 from scipy.special import expit
+from tqdm import tqdm
 
 from . import __version__
 from .anatomy import LABELS, LOCATIONS
@@ -25,12 +29,13 @@ from .batches import CELL, Augmentation, plain_errors, study_batches
 from .files import whole
 from .model import Calibration, load_model, preprocessing_of, report_model, vessel_model
 from .preprocessing import Preprocessing
-from .studies import Study, split_studies
+from .studies import Study, canonical_index, split_studies
 
 # %% auto #0
 __all__ = ['PRESETS', 'positive_weights', 'label_loss', 'map_loss', 'look_loss', 'suspicion_loss', 'mask_loss', 'Settings',
-           'build_model', 'patients_met', 'split_patients', 'fit_calibration', 'choose_thresholds', 'calibrate',
-           'compile_model', 'training_batches', 'save_state', 'load_state', 'epochs_waited', 'train']
+           'build_model', 'patients_met', 'split_patients', 'keep_apart', 'fit_calibration', 'choose_thresholds',
+           'calibrate', 'compile_model', 'training_batches', 'learning_rate_of', 'draw_history', 'save_state',
+           'load_state', 'epochs_waited', 'enough_memory', 'train']
 
 # %% ../nbs/07_training.ipynb #a32dc0b4
 def positive_weights(studies: list[Study], bound: float = 10.0) -> np.ndarray:
@@ -192,6 +197,25 @@ def split_patients(studies: list[Study], settings: Settings) -> list[list[Study]
     if settings.start and not parts[1]: raise ValueError(f'{settings.start} was trained on these patients and none is left to validate on; add patients that it has not met.')
     return parts
 
+
+def _mark(study: Study) -> str:
+    "Return what makes a study known again: the digest of its first frame; its index if it has none."
+    first = next((path for path in study.frames if path), None)
+    if first is None: return canonical_index(study.index)
+    with open(first, 'rb') as stream: return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+def keep_apart(studies: list[Study], validation: list[Study], start: str | None = None) -> None:
+    "Raise if frames that train would validate, too, or patients whom the start model was trained on."
+    trained, met = set(map(_mark, studies)), set(map(canonical_index, patients_met(start)[0]))
+    known = lambda study: _mark(study) in trained or canonical_index(study.index) in met
+    both = [study.index for study in validation if known(study)]
+    more = f' and {len(both) - 5} more' if len(both) > 5 else ''
+    if both:
+        raise ValueError(f'{", ".join(both[:5])}{more} would both train and validate; '
+                         'take them out of one of the two cohorts.')
+
+
 # %% ../nbs/07_training.ipynb #4cf0171a
 _VESSELS = [location.split('_')[-1] for location in LOCATIONS]
 _VESSEL = np.array([sorted(set(_VESSELS)).index(vessel) for vessel in _VESSELS])     # left and right have the same number
@@ -284,11 +308,32 @@ def _variables(model: keras.Model) -> list:
     return [*model.variables, *model.optimizer.variables]
 
 
+def learning_rate_of(model: keras.Model) -> float:
+    "Return the learning rate of a compiled model's next step."
+    return float(ops.convert_to_numpy(model.optimizer.learning_rate))
+
+
+def draw_history(history: pd.DataFrame):
+    "Return a matplotlib figure of both losses and, on an axis of its own, of the learning rate along the epochs."
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(6, 3), layout='constrained')
+    losses = figure.subplots()
+    for name in ('loss', 'val_loss'): losses.plot(history.epoch + 1, history[name], '.-', label=name)
+    losses.set(xlabel='epoch', ylabel='loss')
+    losses.legend(frameon=False)
+    rate = losses.twinx()
+    rate.plot(history.epoch + 1, history.learning_rate, ':', color='grey')
+    rate.set(ylabel='learning rate (dotted)')
+    return figure
+
+
 def save_state(out: Path, model: keras.Model, best: list[np.ndarray], history: list[dict]) -> None:
-    "Write where a run stands into its folder: `state.npz`, and for people to read `history.csv`."
+    "Write where a run stands into its folder: `state.npz`, and for people `history.csv` and `history.png`."
     parts = {f'now {i}': np.asarray(variable) for i, variable in enumerate(_variables(model))} | {f'best {i}': weight for i, weight in enumerate(best)}
     with whole(out / 'state.npz') as beside: np.savez(beside(), history=json.dumps(history), **parts)
-    with whole(out / 'history.csv') as beside: pd.DataFrame(history).to_csv(beside(), index=False)
+    table = pd.DataFrame(history)
+    with whole(out / 'history.csv') as beside: table.to_csv(beside(), index=False)
+    with whole(out / 'history.png') as beside: draw_history(table).savefig(beside(), format='png')
 
 
 def load_state(out: Path, model: keras.Model) -> tuple[list[np.ndarray], list[dict]]:
@@ -314,14 +359,27 @@ def _write_settings(out: Path, record: dict) -> None:
     with whole(out / 'settings.json') as beside: beside().write_text(json.dumps(record, indent=1), encoding='utf-8')
 
 
+def _changes(out: Path, known: dict, now: dict) -> list[str]:
+    "Return in what a run that goes on differs from before, if it may; raise if it may not."
+    changed = [name for name, value in now.items() if known.get(name) != value]
+    begun = (out / 'state.npz').exists() or (out / 'history.csv').exists()
+    free = {'epochs', 'patience'} if begun else {'epochs', 'patience', 'batch_size', 'accumulate', 'precision'}
+    other = [name for name in changed if name not in free]
+    if other: raise ValueError(f'{out} was begun with other values of {", ".join(other)}; resume with the same, or choose another folder.')
+    if now['epochs'] < known['epochs']: raise ValueError(f'{out} was begun with {known["epochs"]} epochs; resume with as many or more.')
+    return changed
+
+
 def _open_run(out: Path, settings: Settings, studies: list[Study], validation: list[Study], before: list[str], resume: bool) -> dict:
     "Make the run folder and its settings.json, or check that an old run can go on; return what settings.json says."
     patients = {'train': [study.index for study in studies], 'validation': [study.index for study in validation]}
     if resume and (out / 'settings.json').exists():
         record = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
         known, now = record['settings'] | {name: record[name] for name in patients}, json.loads(json.dumps(asdict(settings))) | patients
-        other = [name for name, value in now.items() if known.get(name) != value]
-        if other: raise ValueError(f'{out} was begun with other values of {", ".join(other)}; resume with the same, or choose another folder.')
+        if not _changes(out, known, now): return record
+        if record.pop('finished', False) and not (out / 'state.npz').exists():
+            raise ValueError(f'{out} is finished and its state.npz is gone; go on from its best.keras with --start (start), in another folder.')
+        _write_settings(out, record := record | {'settings': asdict(settings)})
         return record
     if out.exists() and (not out.is_dir() or any(not path.name.startswith('.settings.json.') for path in out.iterdir())):
         raise FileExistsError(f'{out} exists and is not empty; choose another folder, or go on with the run in it with --resume (resume=True).')
@@ -332,26 +390,64 @@ def _open_run(out: Path, settings: Settings, studies: list[Study], validation: l
     return record
 
 # %% ../nbs/07_training.ipynb #0c9be7a3
-def _fit(model: keras.Model, studies: list[Study], validation: list[Study], settings: Settings, out: Path, cache, verbose: int) -> list[np.ndarray]:
+class _Progress(keras.callbacks.Callback):
+    "Moves a bar on by a step, and shows loss and learning rate beside it."
+
+    def __init__(self, bar: tqdm):
+        super().__init__()
+        self.bar = bar
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.bar.update(): self.bar.set_postfix_str(f'loss {logs["loss"]:.3f}, learning rate {learning_rate_of(self.model):.1e}')
+
+
+def _epoch_line(history: list[dict], epochs: int, seconds: float) -> str:
+    "Return what an epoch came to, and how long the others will take if none ends the run early."
+    row, left = history[-1], tqdm.format_interval(seconds * (epochs - len(history)))
+    best = ', the best so far' if not epochs_waited(history) else ''
+    return (f'epoch {len(history)}/{epochs}: loss {row["loss"]:.4f}, validation loss {row["val_loss"]:.4f}{best}, '
+            f'learning rate {row["learning_rate"]:.1e}, at most {left} left')
+
+
+@contextmanager
+def enough_memory(settings: Settings):
+    "Where a network learns: raise a MemoryError that says what to do where TensorFlow says that memory is exhausted."
+    import tensorflow as tf
+    try: yield
+    except (tf.errors.ResourceExhaustedError, MemoryError):
+        size, count = settings.preprocessing.size, settings.batch_size
+        if count > 1: mend = f'go on with --resume (resume) and a --batch-size (batch_size) below {count}'
+        else: mend = '--batch-size (batch_size) is 1 already, so choose a lower --precision (precision) or --size (size)'
+        raise MemoryError(f'a step with {count} studies of {size} pixels does not fit into memory; {mend}.') from None
+
+
+# %% ../nbs/07_training.ipynb #9e21f4b3
+def _fit(model: keras.Model, studies: list[Study], validation: list[Study], settings: Settings, out: Path, cache, verbose) -> list[np.ndarray]:
     "Train from where the run in `out` stands until the last epoch, or until none has been better for long; return the best weights."
     best, history = load_state(out, model)
     if history: save_state(out, model, best, history)                                                # history.csv may be an epoch behind
     held = training_batches(model, validation, replace(settings, augmentation=None), cache)
-    for epoch in range(len(history), settings.epochs):
-        if epochs_waited(history) >= settings.patience: break
-        if verbose: print(f'Epoch {epoch + 1}/{settings.epochs}', flush=True)
-        own = replace(settings, seed=int(np.random.SeedSequence([settings.seed, epoch]).generate_state(1)[0]))
-        done = model.fit(training_batches(model, studies, own, cache), validation_data=held, shuffle=False, verbose=verbose)
-        history.append({'epoch': epoch} | {name: values[0] for name, values in done.history.items()})
-        if not epochs_waited(history) and np.isfinite(history[-1]['val_loss']): best = model.get_weights()
-        save_state(out, model, best, history)
+    steps, before, started = -(-len(studies) // settings.batch_size), len(history), time.monotonic()
+    bar = tqdm(total=steps * settings.epochs, initial=steps * before, desc='training', unit='step', delay=3, disable=not verbose)
+    with bar:
+        for epoch in range(before, settings.epochs):
+            if epochs_waited(history) >= settings.patience: break
+            own = replace(settings, seed=int(np.random.SeedSequence([settings.seed, epoch]).generate_state(1)[0]))
+            batches = training_batches(model, studies, own, cache)
+            done = model.fit(batches, validation_data=held, shuffle=False, verbose=0, callbacks=[_Progress(bar)])
+            row = {'epoch': epoch} | {name: values[0] for name, values in done.history.items()}
+            history.append(row | {'learning_rate': learning_rate_of(model)})
+            if not epochs_waited(history) and np.isfinite(history[-1]['val_loss']): best = model.get_weights()
+            save_state(out, model, best, history)
+            if verbose: bar.write(_epoch_line(history, settings.epochs, (time.monotonic() - started) / (len(history) - before)))
     if not best: raise ValueError(f'the validation loss of {out} was never a number; train anew with a lower learning rate.')
     return best
+
 
 # %% ../nbs/07_training.ipynb #faf89c9c
 @plain_errors()
 def train(studies: list[Study], out, settings: Settings = Settings(), validation: list[Study] | None = None, cache=None,
-          resume: bool = False, verbose: int = 2) -> pd.DataFrame:
+          resume: bool = False, verbose: bool = True) -> pd.DataFrame:
     """Train a network on studies and return its history, one row an epoch.
 
     Parameters
@@ -362,29 +458,35 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
         The run folder; new or empty, unless `resume`.
     settings : Settings
     validation : list of Study, optional
-        Taken as they are: the caller sees to it that `settings.start` was not trained on them.
+        Other patients, to choose the epoch and to calibrate.
     cache : str or Path, optional
         Folder for preprocessed frames; by default `cache` in the run folder.
     resume : bool
-        Go on with an interrupted run in `out`; its settings must be the same.
-    verbose : int
-        As in Keras' `fit`: 0 nothing, 1 progress bar, 2 one line an epoch.
+        Go on with the run in `out`. Its settings must be the same, but epochs and patience may grow; as long as no epoch
+        is done, batch_size, accumulate and precision may be others.
+    verbose : bool
+        Whether to show a bar, and a line an epoch.
 
     Returns
     -------
     DataFrame
-        The history: epoch, loss and val_loss, and for our network their parts, labels_loss, maps_loss and looks_loss.
+        The history: epoch, loss, val_loss and learning_rate, and for our network the parts of the losses, labels_loss,
+        maps_loss and looks_loss.
 
     Raises
     ------
     FileExistsError
         If `out` holds something and `resume` is False.
     ValueError
-        If there are too few studies, `settings.start` is another network or lacks its record, or `resume` meets other settings.
+        If there are too few studies, a patient is in both parts, `settings.start` is another network or lacks its record,
+        or `resume` meets other settings.
+    MemoryError
+        If a step does not fit into memory; it says what to do.
     """
     out = Path(out)
-    before = [] if validation else sorted(patients_met(settings.start)[0])
+    before = sorted(patients_met(settings.start)[0])
     if validation is None: studies, validation = split_patients(studies, settings)
+    else: keep_apart(studies, validation, settings.start)
     if len(studies) < 2 or not validation: raise ValueError(f'{len(studies)} studies to train and {len(validation)} to validate are too few.')
     keras.utils.set_random_seed(settings.seed)
     model, cache = build_model(settings), cache or out / 'cache'
@@ -392,11 +494,11 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
     if not record.get('finished'):
         steps = -(-len(studies) // settings.batch_size) * settings.epochs
         pace = keras.optimizers.schedules.CosineDecay(settings.learning_rate / 20, steps - steps // 20, warmup_target=settings.learning_rate, warmup_steps=steps // 20)
-        weights = _fit(compile_model(model, studies, pace), studies, validation, settings, out, cache, verbose)
+        learner = compile_model(model, studies, pace)
+        with enough_memory(settings): weights = _fit(learner, studies, validation, settings, out, cache, verbose)
         best = build_model(replace(settings, start=None, weights=None, precision='float32'))
         best.set_weights(weights)
         calibrate(best, validation, settings.batch_size, cache)
         with whole(out / 'best.keras') as beside: best.save(beside())
         _write_settings(out, record | {'finished': True})
-    (out / 'state.npz').unlink(missing_ok=True)
     return pd.read_csv(out / 'history.csv')
