@@ -99,7 +99,7 @@ def train(args) -> int:
         others, problems = read_cohort(args.validation, args.validation_images or args.images, decode=True)
         errors = pd.concat([errors, _lost(problems, others)])
     elif args.validation_images: raise ValueError('--validation-images needs --validation, the CSV of these patients.')
-    given = {name: getattr(args, name) for name in ('epochs', 'batch_size', 'patience') if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in ('epochs', 'batch_size', 'accumulate', 'patience', 'precision') if getattr(args, name) is not None}
     settings = replace(settings, seed=args.seed, **given)
     if args.start:
         if args.size: raise ValueError('--size and --start exclude each other; a trained model keeps its size.')
@@ -391,6 +391,8 @@ def _parser() -> argparse.ArgumentParser:
          ('--out', dict(required=True, help='run folder')), seed, ('--epochs', dict(type=int)), ('--batch-size', dict(type=int)),
          ('--size', dict(type=int, help='pixels of the network\'s frames')), ('--resume', dict(action='store_true', help='go on with an interrupted run, or with more --epochs')),
          ('--learning-rate', dict(type=float, help='highest learning rate (default: of the preset, a fifth of it with --start)')),
+         ('--precision', dict(choices=('auto', 'float32', 'bfloat16', 'float16'), help='auto (default): bfloat16 on a GPU that has it, float16 on an older one, float32 on the processor')),
+         ('--accumulate', dict(type=int, help='batches whose gradients make one step: a larger batch in no more memory')),
          ('--patience', dict(type=int, help='epochs without improvement before it stops')),
          ('--validation', dict(help='CSV of other patients, to choose the epoch and to calibrate (default: 15 %% of the patients)')),
          ('--validation-images', dict(help='and the folder of their frames (default: --images)')),

@@ -32,10 +32,10 @@ from .preprocessing import Preprocessing
 from .studies import Study, canonical_index, split_studies
 
 # %% auto #0
-__all__ = ['PRESETS', 'positive_weights', 'label_loss', 'map_loss', 'look_loss', 'suspicion_loss', 'mask_loss', 'Settings',
-           'build_model', 'patients_met', 'split_patients', 'keep_apart', 'fit_calibration', 'choose_thresholds',
-           'calibrate', 'compile_model', 'training_batches', 'learning_rate_of', 'draw_history', 'save_state',
-           'load_state', 'epochs_waited', 'enough_memory', 'train']
+__all__ = ['PRECISIONS', 'PRESETS', 'positive_weights', 'label_loss', 'map_loss', 'look_loss', 'suspicion_loss', 'mask_loss',
+           'find_device', 'Settings', 'build_model', 'patients_met', 'split_patients', 'keep_apart', 'fit_calibration',
+           'choose_thresholds', 'calibrate', 'compile_model', 'training_batches', 'learning_rate_of', 'draw_history',
+           'save_state', 'load_state', 'epochs_waited', 'enough_memory', 'train']
 
 # %% ../nbs/07_training.ipynb #a32dc0b4
 def positive_weights(studies: list[Study], bound: float = 10.0) -> np.ndarray:
@@ -111,6 +111,20 @@ def mask_loss(truth, scores):
     return ops.mean((1 + 4 * truth) * (ops.softplus(scores) - truth * scores), axis=(1, 2))
 
 
+# %% ../nbs/07_training.ipynb #7be0d1f4
+PRECISIONS = {'float32': 'float32', 'bfloat16': 'mixed_bfloat16', 'float16': 'mixed_float16'}      # and Keras' names for them
+
+
+def find_device() -> tuple[str, str]:
+    "Return what computes here, in words, and the precision that suits it."
+    import tensorflow as tf
+    gpus = tf.config.list_physical_devices('GPU')
+    if not gpus: return 'the processor (TensorFlow finds no GPU)', 'float32'
+    details = tf.config.experimental.get_device_details(gpus[0])
+    new = details.get('compute_capability', (0, 0)) >= (8, 0)
+    return details.get('device_name', 'a GPU'), 'bfloat16' if new else 'float16'
+
+
 # %% ../nbs/07_training.ipynb #542bc06a
 @dataclass(frozen=True)
 class Settings:
@@ -123,15 +137,18 @@ class Settings:
     preprocessing: Preprocessing = Preprocessing(512, field=0.75, contrast=0.8)
     augmentation: Augmentation = field(default_factory=Augmentation)
     batch_size: int = 1                 # studies; many small steps learn faster here than few large ones
+    accumulate: int = 1                 # batches to a step: as a batch so many times larger, in no more memory
     epochs: int = 20
     learning_rate: float = 1.5e-3       # rises over a twentieth of the steps, then falls to zero along a cosine
     patience: int = 8                   # epochs without improvement before it stops
-    precision: str = 'float32'          # 'mixed_bfloat16' computes in half the bits, where the processor can; the result is float32
+    precision: str = 'auto'             # one of PRECISIONS, or what suits the device; the result is float32
     seed: int = 0
 
     def __post_init__(self):
-        for name in ('batch_size', 'epochs', 'patience', 'learning_rate'):
+        for name in ('batch_size', 'accumulate', 'epochs', 'patience', 'learning_rate'):
             if getattr(self, name) <= 0: raise ValueError(f'{name} is {getattr(self, name)}; it must be above 0.')
+        if self.precision not in ('auto', *PRECISIONS):
+            raise ValueError(f"'{self.precision}' is no precision; use auto, {', '.join(PRECISIONS)}.")
         if self.start and self.weights: raise ValueError(f'start and weights exclude each other; with {self.start} give weights=None.')
 
 
@@ -156,7 +173,7 @@ def build_model(settings: Settings) -> keras.Model:
         other.set_weights(model.get_weights())
         return other
     policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(settings.precision)
+    keras.config.set_dtype_policy(PRECISIONS[find_device()[1] if settings.precision == 'auto' else settings.precision])
     try:
         if settings.model == 'vessel': return vessel_model(settings.preprocessing, settings.backbone, settings.weights, settings.without)
         if settings.model in ('report', 'report 2023'): return report_model(settings.preprocessing, settings.weights, settings.model == 'report 2023', settings.backbone)
@@ -278,7 +295,14 @@ def _scored(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, model.output | {'labels': scores, 'probabilities': model.output['labels']})
 
 
-def compile_model(model: keras.Model, studies: list[Study], rate) -> keras.Model:
+def _optimizer(rate, settings: Settings):
+    "Return the optimizer of a run, with a learning rate or a schedule."
+    several = settings.accumulate if settings.accumulate > 1 else None
+    optimizer = keras.optimizers.AdamW(rate, clipnorm=1.0, gradient_accumulation_steps=several)
+    return keras.optimizers.LossScaleOptimizer(optimizer) if settings.precision == 'float16' else optimizer
+
+
+def compile_model(model: keras.Model, studies: list[Study], rate, settings: Settings = Settings()) -> keras.Model:
     """Return a network that shares the model's weights, compiled to learn at a learning rate or along a schedule.
 
     Its 'labels' are scores. An earlier calibration is undone, or its slope would stretch what is learned now.
@@ -290,7 +314,7 @@ def compile_model(model: keras.Model, studies: list[Study], rate) -> keras.Model
     shares = {'labels': 1.0, 'maps': 0.2, 'looks': 2.0}
     mine = lambda parts: {name: part for name, part in parts.items() if name in model.output}
     learner = _scored(model)
-    learner.compile(keras.optimizers.AdamW(rate, clipnorm=1.0), mine(losses), mine(shares))
+    learner.compile(_optimizer(rate, settings), mine(losses), mine(shares))
     return learner
 
 
@@ -488,13 +512,16 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
     if validation is None: studies, validation = split_patients(studies, settings)
     else: keep_apart(studies, validation, settings.start)
     if len(studies) < 2 or not validation: raise ValueError(f'{len(studies)} studies to train and {len(validation)} to validate are too few.')
+    device, suitable = find_device()
+    if settings.precision == 'auto': settings = replace(settings, precision=suitable)
+    if verbose: print(f'{len(studies)} patients to train, {len(validation)} to validate; on {device}, in {settings.precision}', flush=True)
     keras.utils.set_random_seed(settings.seed)
     model, cache = build_model(settings), cache or out / 'cache'
     record = _open_run(out, settings, studies, validation, before, resume)
     if not record.get('finished'):
-        steps = -(-len(studies) // settings.batch_size) * settings.epochs
+        steps = max(1, -(-len(studies) // settings.batch_size) * settings.epochs // settings.accumulate)
         pace = keras.optimizers.schedules.CosineDecay(settings.learning_rate / 20, steps - steps // 20, warmup_target=settings.learning_rate, warmup_steps=steps // 20)
-        learner = compile_model(model, studies, pace)
+        learner = compile_model(model, studies, pace, settings)
         with enough_memory(settings): weights = _fit(learner, studies, validation, settings, out, cache, verbose)
         best = build_model(replace(settings, start=None, weights=None, precision='float32'))
         best.set_weights(weights)

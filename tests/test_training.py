@@ -154,6 +154,29 @@ def test_train_takes_another_cohort_and_goes_on_with_more_epochs(cohort, tmp_pat
     assert f"{both} would both train and validate" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
+def test_precision_and_accumulation_at_the_shell(cohort, tmp_path, capsys, monkeypatch):
+    """What was asked for stands in the settings; without --precision, what suits the device, which is said."""
+    from coding_vessels import training
+    from coding_vessels.cli import main
+
+    monkeypatch.setattr(training, "build_model", small_network)
+    words = ["train", "--csv", str(cohort / "groundtruth.csv"), "--images", str(cohort), "--size", "64", "--epochs", "1"]
+    assert main([*words, "--out", str(tmp_path / "a"), "--precision", "bfloat16", "--accumulate", "4"]) == 0
+    monkeypatch.setattr(training, "find_device", lambda: ("Tesla T4", "float16"))
+    assert main([*words, "--out", str(tmp_path / "b")]) == 0
+    assert "17 patients to train, 3 to validate; on Tesla T4, in float16" in capsys.readouterr().out
+    records = [json.loads((tmp_path / run / "settings.json").read_text())["settings"] for run in "ab"]
+    assert [(record["precision"], record["accumulate"]) for record in records] == [("bfloat16", 4), ("float16", 1)]
+
+
+def test_extra_gpu_brings_cuda():
+    """Plain `tensorflow` finds no GPU."""
+    program = ("import runpy, setuptools; setuptools.setup = lambda **words: print(words['extras_require']['gpu']); "
+               "runpy.run_path('setup.py')")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "tensorflow[and-cuda]" in done.stdout
+
+
 def test_too_little_memory_is_one_sentence_that_names_batch_size(cohort, tmp_path, capsys, monkeypatch):
     """The device has room for three studies; the same command with --resume and --batch-size 3 then trains."""
     import tensorflow as tf
