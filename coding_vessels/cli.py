@@ -101,6 +101,7 @@ def train(args) -> int:
     elif args.validation_images: raise ValueError('--validation-images needs --validation, the CSV of these patients.')
     given = {name: getattr(args, name) for name in ('epochs', 'batch_size', 'accumulate', 'patience', 'precision') if getattr(args, name) is not None}
     settings = replace(settings, seed=args.seed, **given)
+    if args.weights: settings = replace(settings, weights=args.weights)
     if args.start:
         if args.size: raise ValueError('--size and --start exclude each other; a trained model keeps its size.')
         start = str(SHIPPED if args.start == 'shipped' else args.start)
@@ -387,10 +388,11 @@ def _parser() -> argparse.ArgumentParser:
     verb(import_dicom, ('folder', dict(help='all files in it and below are tried')), ('--out', dict(required=True, help='new folder of the cohort')),
          ('--key', dict(required=True, help='new CSV outside the cohort: which index was which patient and study')), ('--mapping', dict(help='CSV with file, Patient, view, and perhaps study, for what the files leave open')),
          ('--projection', dict(choices=('filling', 'minimum'), default='filling', help='the frame in which the arteries are fullest (default), or the darkest value of each pixel')))
-    verb(train, csv, images, ('--preset', dict(choices=('vessel', 'kium', 'report'), default='vessel', help='vessel: ours, a laptop; kium: ours with ResNet50, ImageNet, 720 px, a GPU; report: the network of the 2023 report')),
+    verb(train, csv, images, ('--preset', dict(choices=('vessel', 'kium', 'report', 'report-2023'), default='vessel', help='vessel: ours, a laptop; kium: ours with ResNet50, ImageNet, 720 px, a GPU; report: the network of the 2023 report, mended; report-2023: its recipe to the letter')),
          ('--out', dict(required=True, help='run folder')), seed, ('--epochs', dict(type=int)), ('--batch-size', dict(type=int)),
          ('--size', dict(type=int, help='pixels of the network\'s frames')), ('--resume', dict(action='store_true', help='go on with an interrupted run, or with more --epochs')),
          ('--learning-rate', dict(type=float, help='highest learning rate (default: of the preset, a fifth of it with --start)')),
+         ('--weights', dict(help='file of ImageNet weights for ResNet50 without its top, from Keras (default: downloaded)')),
          ('--precision', dict(choices=('auto', 'float32', 'bfloat16', 'float16'), help='auto (default): bfloat16 on a GPU that has it, float16 on an older one, float32 on the processor')),
          ('--accumulate', dict(type=int, help='batches whose gradients make one step: a larger batch in no more memory')),
          ('--patience', dict(type=int, help='epochs without improvement before it stops')),

@@ -32,10 +32,10 @@ from .preprocessing import Preprocessing
 from .studies import Study, canonical_index, split_studies
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'PRESETS', 'positive_weights', 'label_loss', 'map_loss', 'look_loss', 'suspicion_loss', 'mask_loss',
-           'find_device', 'Settings', 'build_model', 'patients_met', 'split_patients', 'keep_apart', 'fit_calibration',
-           'choose_thresholds', 'calibrate', 'compile_model', 'training_batches', 'learning_rate_of', 'draw_history',
-           'save_state', 'load_state', 'epochs_waited', 'enough_memory', 'train']
+__all__ = ['PRECISIONS', 'PRESETS', 'positive_weights', 'even_loss', 'label_loss', 'map_loss', 'look_loss', 'suspicion_loss',
+           'mask_loss', 'find_device', 'Settings', 'build_model', 'patients_met', 'split_patients', 'keep_apart',
+           'fit_calibration', 'choose_thresholds', 'calibrate', 'schedule', 'compile_model', 'training_batches',
+           'learning_rate_of', 'draw_history', 'save_state', 'load_state', 'epochs_waited', 'enough_memory', 'train']
 
 # %% ../nbs/07_training.ipynb #a32dc0b4
 def positive_weights(studies: list[Study], bound: float = 10.0) -> np.ndarray:
@@ -50,6 +50,12 @@ def _aneurysm(scores, known):
     if scores.shape[-1] == len(LABELS): return ops.log_sigmoid(-scores[:, 0]), ops.log_sigmoid(scores[:, 0])
     none = ops.sum(ops.log_sigmoid(-scores) * known, axis=-1)
     return none, ops.log(-ops.expm1(ops.minimum(none, -1e-30)))
+
+
+def even_loss(labels, scores):
+    "Return the cross-entropy of labels, (batch, 22), -1 where unknown, and of as many scores; all count the same, as in the report."
+    known = ops.cast(labels >= 0, scores.dtype)
+    return ops.sum(known * (ops.softplus(scores) - labels * scores), axis=-1) / ops.maximum(ops.sum(known, axis=-1), 1)
 
 
 def label_loss(weights: np.ndarray, twins: bool = False):
@@ -131,7 +137,7 @@ class Settings:
     "Everything that decides a training run."
     model: str = 'vessel'               # 'vessel', 'report', or 'report 2023', which lacks view embedding and noisy-or
     backbone: str = 'small'             # 'small' or 'resnet50'
-    weights: str | None = None          # 'imagenet' for ResNet50
+    weights: str | None = None          # for ResNet50: 'imagenet', or a file of such weights
     without: str | None = None          # an idea of 'vessel' to leave out, see IDEAS in 06_model
     start: str | None = None            # a trained model, .keras, to go on from
     preprocessing: Preprocessing = Preprocessing(512, field=0.75, contrast=0.8)
@@ -139,6 +145,7 @@ class Settings:
     batch_size: int = 1                 # studies; many small steps learn faster here than few large ones
     accumulate: int = 1                 # batches to a step: as a batch so many times larger, in no more memory
     epochs: int = 20
+    recipe: str = 'ours'                # '2023' learns as the report did
     learning_rate: float = 1.5e-3       # rises over a twentieth of the steps, then falls to zero along a cosine
     patience: int = 8                   # epochs without improvement before it stops
     precision: str = 'auto'             # one of PRECISIONS, or what suits the device; the result is float32
@@ -150,12 +157,20 @@ class Settings:
         if self.precision not in ('auto', *PRECISIONS):
             raise ValueError(f"'{self.precision}' is no precision; use auto, {', '.join(PRECISIONS)}.")
         if self.start and self.weights: raise ValueError(f'start and weights exclude each other; with {self.start} give weights=None.')
+        if self.recipe not in ('ours', '2023'): raise ValueError(f"'{self.recipe}' is no recipe; use 'ours' or '2023'.")
+        if self.recipe == '2023' and self.model != 'report 2023':
+            raise ValueError(f"the recipe '2023' does not suit the network '{self.model}'; use 'report 2023'.")
+        if self.weights and self.backbone != 'resnet50':
+            raise ValueError(f"weights are for ResNet50, not for the backbone '{self.backbone}'; use another preset, or none.")
 
 
 PRESETS = {
     'vessel': Settings(),
     'kium': Settings(backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720, contrast=0.8), batch_size=8, epochs=50, learning_rate=2e-4),
-    'report': Settings(model='report', backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720), batch_size=8, epochs=50, learning_rate=1e-4)}
+    'report': Settings(model='report', backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720), batch_size=8, epochs=50, learning_rate=1e-4),
+    'report-2023': Settings(model='report 2023', backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720, again=()),
+                            augmentation=Augmentation(0, 0, 0, 0, 0), batch_size=8, epochs=50, recipe='2023', learning_rate=1e-5, patience=50)}
+
 
 # %% ../nbs/07_training.ipynb #7b0fb039
 def _wiring(model: keras.Model) -> list:
@@ -179,7 +194,8 @@ def build_model(settings: Settings) -> keras.Model:
         if settings.model in ('report', 'report 2023'): return report_model(settings.preprocessing, settings.weights, settings.model == 'report 2023', settings.backbone)
     except Exception as error:                                # Keras raises a bare Exception if the download fails
         if settings.weights is None or isinstance(error, ValueError) and 'pixels' in str(error): raise
-        raise ValueError(f"the weights '{settings.weights}' cannot be loaded ({str(error).splitlines()[0][:100]}); their first use needs the internet.") from None
+        mend = 'their first use needs the internet, or give a file of them' if settings.weights == 'imagenet' else 'give a file of ResNet50 without its top, from Keras'
+        raise ValueError(f"the weights '{settings.weights}' cannot be loaded ({str(error).splitlines()[0][:100]}); {mend}.") from None
     finally: keras.config.set_dtype_policy(policy)
     raise ValueError(f"'{settings.model}' is no network; use 'vessel', 'report' or 'report 2023'.")
 
@@ -295,10 +311,19 @@ def _scored(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, model.output | {'labels': scores, 'probabilities': model.output['labels']})
 
 
+def schedule(settings: Settings, patients: int):
+    "Return the learning rate along the steps of a run."
+    rate, batches = settings.learning_rate, -(-patients // settings.batch_size) * settings.epochs
+    if settings.recipe == '2023': return keras.optimizers.schedules.InverseTimeDecay(rate, 1, rate / settings.epochs)
+    steps = max(1, batches // settings.accumulate)
+    return keras.optimizers.schedules.CosineDecay(rate / 20, steps - steps // 20, warmup_target=rate, warmup_steps=steps // 20)
+
+
 def _optimizer(rate, settings: Settings):
     "Return the optimizer of a run, with a learning rate or a schedule."
     several = settings.accumulate if settings.accumulate > 1 else None
-    optimizer = keras.optimizers.AdamW(rate, clipnorm=1.0, gradient_accumulation_steps=several)
+    if settings.recipe == '2023': optimizer = keras.optimizers.Adam(rate, gradient_accumulation_steps=several)
+    else: optimizer = keras.optimizers.AdamW(rate, clipnorm=1.0, gradient_accumulation_steps=several)
     return keras.optimizers.LossScaleOptimizer(optimizer) if settings.precision == 'float16' else optimizer
 
 
@@ -310,7 +335,8 @@ def compile_model(model: keras.Model, studies: list[Study], rate, settings: Sett
     for layer in (layer for layer in model.layers if isinstance(layer, Calibration)):
         layer.slope.assign(np.ones(layer.slope.shape))
         layer.offset.assign(np.zeros(layer.offset.shape))
-    losses = {'labels': label_loss(positive_weights(studies)), 'maps': map_loss, 'looks': look_loss}
+    labels = even_loss if settings.recipe == '2023' else label_loss(positive_weights(studies))
+    losses = {'labels': labels, 'maps': map_loss, 'looks': look_loss}
     shares = {'labels': 1.0, 'maps': 0.2, 'looks': 2.0}
     mine = lambda parts: {name: part for name, part in parts.items() if name in model.output}
     learner = _scored(model)
@@ -519,9 +545,7 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
     model, cache = build_model(settings), cache or out / 'cache'
     record = _open_run(out, settings, studies, validation, before, resume)
     if not record.get('finished'):
-        steps = max(1, -(-len(studies) // settings.batch_size) * settings.epochs // settings.accumulate)
-        pace = keras.optimizers.schedules.CosineDecay(settings.learning_rate / 20, steps - steps // 20, warmup_target=settings.learning_rate, warmup_steps=steps // 20)
-        learner = compile_model(model, studies, pace, settings)
+        learner = compile_model(model, studies, schedule(settings, len(studies)), settings)
         with enough_memory(settings): weights = _fit(learner, studies, validation, settings, out, cache, verbose)
         best = build_model(replace(settings, start=None, weights=None, precision='float32'))
         best.set_weights(weights)

@@ -169,6 +169,21 @@ def test_precision_and_accumulation_at_the_shell(cohort, tmp_path, capsys, monke
     assert [(record["precision"], record["accumulate"]) for record in records] == [("bfloat16", 4), ("float16", 1)]
 
 
+def test_weights_from_a_file(cohort, tmp_path, capsys, monkeypatch):
+    """The recipe of 2023 with local weights; our small network has no use for them."""
+    from coding_vessels import training
+    from coding_vessels.cli import main
+
+    monkeypatch.setattr(training, "build_model", small_network)
+    words = ["train", "--csv", str(cohort / "groundtruth.csv"), "--images", str(cohort), "--size", "64", "--epochs", "1"]
+    words += ["--weights", "resnet.h5", "--out", str(tmp_path / "run")]
+    assert main(words) == 1
+    assert "weights are for ResNet50, not for the backbone 'small'" in capsys.readouterr().err
+    assert main([*words, "--preset", "report-2023"]) == 0
+    settings = json.loads((tmp_path / "run/settings.json").read_text())["settings"]
+    assert [settings[name] for name in ("recipe", "weights", "learning_rate")] == ["2023", "resnet.h5", 1e-5]
+
+
 def test_extra_gpu_brings_cuda():
     """Plain `tensorflow` finds no GPU."""
     program = ("import runpy, setuptools; setuptools.setup = lambda **words: print(words['extras_require']['gpu']); "
