@@ -101,13 +101,14 @@ def train(args) -> int:
     elif args.validation_images: raise ValueError('--validation-images needs --validation, the CSV of these patients.')
     given = {name: getattr(args, name) for name in ('epochs', 'batch_size', 'accumulate', 'patience', 'precision') if getattr(args, name) is not None}
     settings = replace(settings, seed=args.seed, **given)
+    if args.weights and args.start: raise ValueError('--weights and --start exclude each other; a trained model brings its weights.')
     if args.weights: settings = replace(settings, weights=args.weights)
     if args.start:
         if args.size: raise ValueError('--size and --start exclude each other; a trained model keeps its size.')
         start = str(SHIPPED if args.start == 'shipped' else args.start)
         settings = replace(settings, start=start, weights=None, preprocessing=model.preprocessing_of(model.load_model(start)), learning_rate=settings.learning_rate / 5)
     elif args.size: settings = replace(settings, preprocessing=replace(settings.preprocessing, size=args.size))
-    if args.learning_rate: settings = replace(settings, learning_rate=args.learning_rate)
+    if args.learning_rate is not None: settings = replace(settings, learning_rate=args.learning_rate)
     history = training.train(studies, args.out, settings, others, resume=args.resume)
     best = history.loc[history.val_loss.idxmin()]
     print(f'best epoch {best.epoch + 1:.0f} of {len(history)}, validation loss {best.val_loss:.4f}: {Path(args.out) / "best.keras"}')

@@ -346,7 +346,7 @@ def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarr
 def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cache=None) -> keras.Model:
     """Return the model with slopes, offsets and thresholds fitted on labelled studies; they are set in place.
 
-    Each study is read as in prediction. The report's network as written has none and stays as it is.
+    Each study is read as in prediction. A network without calibration stays as it is.
     """
     if not any(layer.name == 'calibration' for layer in model.layers): return model
     scorer, settings = keras.Model(model.input, model.get_layer('scores').output), preprocessing_of(model)
@@ -644,7 +644,7 @@ def _run(model: keras.Model, parts: list[list[Study]], settings: Settings, out: 
 @plain_errors()
 def train(studies: list[Study], out, settings: Settings = Settings(), validation: list[Study] | None = None,
           cache=None, resume: bool = False, verbose: bool = True) -> pd.DataFrame:
-    """Train a network on studies and return its history, one row an epoch.
+    """Train a network on studies and return its history: epoch, losses and learning rate, a row an epoch.
 
     Parameters
     ----------

@@ -179,6 +179,10 @@ def test_weights_from_a_file(cohort, tmp_path, capsys, monkeypatch):
     words += ["--weights", "resnet.h5", "--out", str(tmp_path / "run")]
     assert main(words) == 1
     assert "weights are for ResNet50, not for the backbone 'small'" in capsys.readouterr().err
+    assert main([*words, "--preset", "report-2023", "--start", "shipped"]) == 1
+    assert "--weights and --start exclude each other" in capsys.readouterr().err
+    assert main([*words, "--preset", "report-2023", "--learning-rate", "0"]) == 1
+    assert "learning_rate is 0.0; it must be above 0" in capsys.readouterr().err
     assert main([*words, "--preset", "report-2023"]) == 0
     settings = json.loads((tmp_path / "run/settings.json").read_text())["settings"]
     assert [settings[name] for name in ("recipe", "weights", "learning_rate")] == ["2023", "resnet.h5", 1e-5]
