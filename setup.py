@@ -31,6 +31,7 @@ setup(
     install_requires=settings["requirements"].split(),
     extras_require={
         "engines": settings["engines_requirements"].split(),
+        "gpu": settings["gpu_requirements"].split(),
         "projection": settings["projection_requirements"].split(),
         "dev": [package for group in ("dev", "engines", "projection") for package in settings[f"{group}_requirements"].split()],
     },

@@ -88,20 +88,28 @@ def import_dicom(args) -> int:
 def train(args) -> int:
     "Train a network on a cohort into a run folder, or fine-tune a trained one."
     from dataclasses import replace
+    import pandas as pd
     from coding_vessels import model, training
     from coding_vessels.engines import SHIPPED
     from coding_vessels.files import whole
     from coding_vessels.studies import append_csv, read_cohort
     studies, problems = read_cohort(args.csv, args.images, decode=True)
-    errors, settings = _lost(problems, studies), training.PRESETS[args.preset]
-    given = {name: getattr(args, name) for name in ('epochs', 'batch_size') if getattr(args, name) is not None}
+    errors, settings, others = _lost(problems, studies), training.PRESETS[args.preset], None
+    if args.validation:
+        others, problems = read_cohort(args.validation, args.validation_images or args.images, decode=True)
+        errors = pd.concat([errors, _lost(problems, others)])
+    elif args.validation_images: raise ValueError('--validation-images needs --validation, the CSV of these patients.')
+    given = {name: getattr(args, name) for name in ('epochs', 'batch_size', 'accumulate', 'patience', 'precision') if getattr(args, name) is not None}
     settings = replace(settings, seed=args.seed, **given)
+    if args.weights and args.start: raise ValueError('--weights and --start exclude each other; a trained model brings its weights.')
+    if args.weights: settings = replace(settings, weights=args.weights)
     if args.start:
         if args.size: raise ValueError('--size and --start exclude each other; a trained model keeps its size.')
         start = str(SHIPPED if args.start == 'shipped' else args.start)
         settings = replace(settings, start=start, weights=None, preprocessing=model.preprocessing_of(model.load_model(start)), learning_rate=settings.learning_rate / 5)
     elif args.size: settings = replace(settings, preprocessing=replace(settings.preprocessing, size=args.size))
-    history = training.train(studies, args.out, settings, resume=args.resume)
+    if args.learning_rate is not None: settings = replace(settings, learning_rate=args.learning_rate)
+    history = training.train(studies, args.out, settings, others, resume=args.resume)
     best = history.loc[history.val_loss.idxmin()]
     print(f'best epoch {best.epoch + 1:.0f} of {len(history)}, validation loss {best.val_loss:.4f}: {Path(args.out) / "best.keras"}')
     if len(errors):
@@ -382,10 +390,17 @@ def _parser() -> argparse.ArgumentParser:
     verb(import_dicom, ('folder', dict(help='all files in it and below are tried')), ('--out', dict(required=True, help='new folder of the cohort')),
          ('--key', dict(required=True, help='new CSV outside the cohort: which index was which patient and study')), ('--mapping', dict(help='CSV with file, Patient, view, and perhaps study, for what the files leave open')),
          ('--projection', dict(choices=('filling', 'minimum'), default='filling', help='the frame in which the arteries are fullest (default), or the darkest value of each pixel')))
-    verb(train, csv, images, ('--preset', dict(choices=('vessel', 'kium', 'report'), default='vessel', help='vessel: ours, a laptop; kium: ours with ResNet50, ImageNet, 720 px, a GPU; report: the network of the 2023 report')),
+    verb(train, csv, images, ('--preset', dict(choices=('vessel', 'kium', 'report', 'report-2023'), default='vessel', help='vessel: ours, a laptop; kium: ours with ResNet50, ImageNet, 720 px, a GPU; report: the network of the 2023 report, mended; report-2023: its recipe to the letter')),
          ('--out', dict(required=True, help='run folder')), seed, ('--epochs', dict(type=int)), ('--batch-size', dict(type=int)),
-         ('--size', dict(type=int, help='pixels of the network\'s frames')), ('--resume', dict(action='store_true', help='go on with an interrupted run')),
-         ('--start', dict(help='fine-tune a trained model: a .keras file, or `shipped` for the weights of the package; at a fifth of the learning rate')))
+         ('--size', dict(type=int, help='pixels of the network\'s frames')), ('--resume', dict(action='store_true', help='go on with an interrupted run, or with more --epochs')),
+         ('--learning-rate', dict(type=float, help='highest learning rate (default: of the preset, a fifth of it with --start)')),
+         ('--weights', dict(help='file of ImageNet weights for ResNet50 without its top, from Keras (default: downloaded)')),
+         ('--precision', dict(choices=('auto', 'float32', 'bfloat16', 'float16'), help='auto (default): bfloat16 on a GPU that has it, float16 on an older one, float32 on the processor')),
+         ('--accumulate', dict(type=int, help='batches whose gradients make one step: a larger batch in no more memory')),
+         ('--patience', dict(type=int, help='epochs without improvement before it stops')),
+         ('--validation', dict(help='CSV of other patients, to choose the epoch and to calibrate (default: 15 %% of the patients)')),
+         ('--validation-images', dict(help='and the folder of their frames (default: --images)')),
+         ('--start', dict(help='fine-tune a trained model: a .keras file, or `shipped` for the weights of the package')))
     verb(export, ('--model', dict(required=True, help='best.keras of a run')), ('--engine', dict(choices=('openvino', 'onnx'), default='openvino')),
          ('--precision', dict(choices=('float32', 'bfloat16', 'int8'), default='float32', help='bfloat16 and int8 are faster and a little less exact')),
          ('--csv', dict(help='for int8: studies to learn the ranges of values from (default: simulated ones)')), ('--images', dict(help='and their frames')), ('--overwrite', dict(action='store_true')))
@@ -416,7 +431,7 @@ def main(words: list[str] | None = None) -> int:
     args = _parser().parse_args(words)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     try: return args.function(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         sentence = f'{error.filename or getattr(args, "out", "a file")} cannot be written, the disk is full; free some space and try again.' if full else error
         print(f'coding_vessels {args.verb}: {sentence}', file=sys.stderr)

@@ -225,7 +225,7 @@ def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str
     frames = keras.Input((len(VIEWS), size, size), dtype='uint8', name='frames')
     x = Folded(per_view)(FrameInput(asdict(preprocessing), imagenet=backbone == 'resnet50')(frames))
     x = layers.Dense(128, activation='relu')(layers.LSTM(64)(x if faithful else ViewEmbedding()(x)))
-    if faithful: out = layers.Dense(len(LABELS), activation='sigmoid', dtype='float32', name='labels')(x)
+    if faithful: out = layers.Activation('sigmoid', dtype='float32', name='labels')(layers.Dense(len(LABELS), name='scores')(x))
     else: out = NoisyOr(name='labels', dtype='float32')(Calibration(name='calibration')(layers.Dense(len(LOCATIONS), bias_initializer=_RARE, name='scores')(x)))
     return keras.Model(frames, {'labels': out}, name='report')
 
@@ -318,7 +318,9 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, c
     scores = _scores(LocationReadout(name='readout')(read), without != 'sequence')
     located = Calibration(name='calibration', dtype='float32')(scores)
     if without != 'noisy-or': out['labels'] = NoisyOr(name='labels', dtype='float32')(located)
-    else: out['labels'] = layers.Concatenate(name='labels', dtype='float32')([layers.Dense(1, 'sigmoid', dtype='float32')(scores), located])
+    else:
+        own = layers.Activation('sigmoid', dtype='float32')(layers.Dense(1, name='own')(scores))
+        out['labels'] = layers.Concatenate(name='labels', dtype='float32')([own, located])
     return keras.Model(frames, {name: out[name] for name in ('labels', 'maps', 'looks', 'masks') if name in out}, name='vessel')
 
 # %% ../nbs/06_model.ipynb #eed98c42

@@ -5,9 +5,12 @@
 # %% ../nbs/07_training.ipynb #975e971b
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+import time
 import zipfile
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -17,60 +20,61 @@ import pandas as pd
 from keras import ops
 from scipy.optimize import minimize
 from scipy.special import expit
+from tqdm import tqdm
 
 from . import __version__
-from .anatomy import LOCATIONS
+from .anatomy import LABELS, LOCATIONS
 from .attention import LOOK, look_maps
 from .batches import CELL, Augmentation, plain_errors, study_batches
 from .files import whole
 from .model import Calibration, load_model, preprocessing_of, report_model, vessel_model
 from .preprocessing import Preprocessing
-from .studies import Study, split_studies
+from .studies import Study, canonical_index, split_studies
 
 # %% auto #0
-__all__ = ['PRESETS', 'positive_weights', 'weighted_crossentropy', 'label_loss', 'map_loss', 'look_loss', 'suspicion_loss',
-           'mask_loss', 'Settings', 'build_model', 'patients_met', 'split_patients', 'fit_calibration',
-           'choose_thresholds', 'calibrate', 'compile_model', 'training_batches', 'save_state', 'load_state',
-           'epochs_waited', 'train']
+__all__ = ['PRECISIONS', 'PRESETS', 'positive_weights', 'even_loss', 'label_loss', 'map_loss', 'look_loss', 'suspicion_loss',
+           'mask_loss', 'find_device', 'Settings', 'build_model', 'patients_met', 'split_patients', 'keep_apart',
+           'fit_calibration', 'choose_thresholds', 'calibrate', 'schedule', 'compile_model', 'training_batches',
+           'learning_rate_of', 'draw_history', 'save_state', 'load_state', 'epochs_waited', 'enough_memory', 'train']
 
 # %% ../nbs/07_training.ipynb #a32dc0b4
 def positive_weights(studies: list[Study], bound: float = 10.0) -> np.ndarray:
-    "Return how much a positive of each label weighs, shape (22,): the root of the negatives per positive, kept between 1 and `bound`."
+    "Return what a positive of each label weighs, (22,): the root of negatives per positive, 1 to `bound`."
     positives = np.sum([study.labels for study in studies], axis=0)
-    return np.clip(np.sqrt((len(studies) - positives) / np.maximum(positives, 1)), 1, bound).astype(np.float32)
+    ratio = (len(studies) - positives) / np.maximum(positives, 1)
+    return np.clip(np.sqrt(ratio), 1, bound).astype(np.float32)
 
-
-def weighted_crossentropy(weights: np.ndarray):
-    """Return a loss for labels, -1 where unknown, and probabilities, both (batch, 22), that weighs the positives.
-
-    `Aneurysm` counts as much as all locations.
-    """
-    share = np.full(len(weights), 1 / (len(weights) - 1), np.float32)
-    share[0] = 1.0
-
-    def loss(labels, probabilities):
-        p = ops.clip(probabilities, 1e-6, 1 - 1e-6)
-        each = weights * labels * ops.log(p) + (1 - labels) * ops.log(1 - p)
-        return -ops.sum(ops.where(labels >= 0, each, 0.0) * share, axis=-1)
-    return loss
 
 # %% ../nbs/07_training.ipynb #cced909c
+def _aneurysm(scores, known):
+    "Return the logarithms of the probabilities of no aneurysm and of any, both (batch,)."
+    if scores.shape[-1] == len(LABELS): return ops.log_sigmoid(-scores[:, 0]), ops.log_sigmoid(scores[:, 0])
+    none = ops.sum(ops.log_sigmoid(-scores) * known, axis=-1)
+    return none, ops.log(-ops.expm1(ops.minimum(none, -1e-30)))
+
+
+def even_loss(labels, scores):
+    "Return the cross-entropy of labels, -1 where unknown, and scores, both (batch, 22); all count the same."
+    known = ops.cast(labels >= 0, scores.dtype)
+    each = known * (ops.softplus(scores) - labels * scores)
+    return ops.sum(each, axis=-1) / ops.maximum(ops.sum(known, axis=-1), 1)
+
+
 def label_loss(weights: np.ndarray, twins: bool = False):
-    """Return a loss for labels, (batch, 22), -1 where unknown, and scores of the locations before any sigmoid, (batch, 21).
+    """Return a loss for labels, (batch, 22), -1 where unknown, and scores, (batch, 21 or 22).
 
     Parameters
     ----------
     weights : ndarray, shape (22,)
         What a positive of each label weighs. `Aneurysm` counts as much as all locations.
     twins : bool
-        Whether each two neighbours of a batch are twins; then the sick one's score is also held above the other's.
+        Whether each two neighbours of a batch are twins; then the sick one is held above the other, too.
     """
     def loss(labels, scores):
         known, truth = ops.cast(labels[:, 1:] >= 0, scores.dtype), ops.maximum(labels, 0)
-        healthy = ops.log_sigmoid(-scores) * known
-        each = -(weights[1:] * truth[:, 1:] * ops.log_sigmoid(scores) * known + (1 - truth[:, 1:]) * healthy)
-        none = ops.sum(healthy, axis=-1)                                       # the logarithm of no aneurysm's probability
-        some = ops.log(-ops.expm1(ops.minimum(none, -1e-7)))
+        (none, some), scores = _aneurysm(scores, known), scores[:, -len(LOCATIONS):]
+        sick, healthy = (ops.log_sigmoid(way * scores) * known for way in (1, -1))
+        each = -(weights[1:] * truth[:, 1:] * sick + (1 - truth[:, 1:]) * healthy)
         total = ops.mean(each, axis=-1) - weights[0] * truth[:, 0] * some - (1 - truth[:, 0]) * none
         if not twins: return total
         differ = (truth[0::2, 1:] - truth[1::2, 1:]) * known[0::2] * known[1::2]
@@ -79,34 +83,41 @@ def label_loss(weights: np.ndarray, twins: bool = False):
         return total + ops.repeat(rank, 2, axis=0)
     return loss
 
+
 # %% ../nbs/07_training.ipynb #b07ec090
 def map_loss(truth, scores):
-    "Return the focal loss of maps, both (batch, 8, height, width, 13): truth as `draw_maps` returns it, scores before any sigmoid."
+    "Return the focal loss of maps, (batch, 8, height, width, 13): truth as from `draw_maps`, and scores."
     truth, scores = look_maps(truth), look_maps(scores)
     p = ops.sigmoid(scores)
     peak = ops.cast(truth > 0.999, scores.dtype)
-    each = peak * (1 - p) ** 2 * ops.log_sigmoid(scores) + (1 - peak) * (1 - truth) ** 4 * p ** 2 * ops.log_sigmoid(-scores)
-    return -ops.sum(each * ops.cast(truth >= 0, scores.dtype), axis=(1, 2, 3))
+    found = peak * (1 - p) ** 2 * ops.log_sigmoid(scores)
+    spared = (1 - peak) * (1 - truth) ** 4 * p ** 2 * ops.log_sigmoid(-scores)
+    return -ops.sum((found + spared) * ops.cast(truth >= 0, scores.dtype), axis=(1, 2, 3))
 
 # %% ../nbs/07_training.ipynb #2cdb7301
 _REACH = LOOK / 2 / CELL      # half the side of a closer look, in cells
 
 
 def look_loss(truth, looks):
-    "Return the cross-entropy of the closer looks, (batch, 52, 3), as `vessel_model` returns them, for the maps of `draw_maps`."
+    "Return the cross-entropy of the looks of `vessel_model`, (batch, 52, 3), for the maps of `draw_maps`."
     truth, cells = look_maps(truth), ops.arange(truth.shape[2], dtype='float32')
     score, rows, columns = (looks[..., i] for i in range(3))
     inside = [ops.cast(ops.abs(cells - centre[..., None]) <= _REACH, 'float32') for centre in (rows, columns)]
-    marked = ops.cast(ops.max(truth * inside[0][..., :, None] * inside[1][..., None, :], axis=(2, 3)) > 0.999, 'float32')
+    within = truth * inside[0][..., :, None] * inside[1][..., None, :]
+    marked = ops.cast(ops.max(within, axis=(2, 3)) > 0.999, 'float32')
     known = ops.cast(truth[..., 0, 0] >= 0, 'float32')
     return ops.mean(known * (ops.softplus(score) - marked * score), axis=-1)
 
 # %% ../nbs/07_training.ipynb #e0ecbbb2
 def suspicion_loss(truth, scores):
-    "Return the cross-entropy of scores before any sigmoid, (batch, 1), of squares, each two neighbours twins, and how far a sick one falls short of its twin."
+    """Return the cross-entropy of scores of squares, (batch, 1), and what a sick one lacks to its twin.
+
+    Each two neighbours are twins.
+    """
     each = ops.softplus(scores) - truth * scores
     differ = truth[0::2] - truth[1::2]
-    return each / 2 + ops.repeat(ops.abs(differ) * ops.softplus(-differ * (scores[0::2] - scores[1::2])), 2, axis=0)
+    short = ops.abs(differ) * ops.softplus(-differ * (scores[0::2] - scores[1::2]))
+    return each / 2 + ops.repeat(short, 2, axis=0)
 
 
 def mask_loss(truth, scores):
@@ -114,64 +125,124 @@ def mask_loss(truth, scores):
     return ops.mean((1 + 4 * truth) * (ops.softplus(scores) - truth * scores), axis=(1, 2))
 
 
+# %% ../nbs/07_training.ipynb #7be0d1f4
+PRECISIONS = {  # and Keras' names for them
+    'float32': 'float32',
+    'bfloat16': 'mixed_bfloat16',
+    'float16': 'mixed_float16'}
+
+
+def find_device() -> tuple[str, str]:
+    "Return what computes here, in words, and the precision that suits it."
+    import tensorflow as tf
+    gpus = tf.config.list_physical_devices('GPU')
+    if not gpus: return 'the processor (TensorFlow finds no GPU)', 'float32'
+    details = tf.config.experimental.get_device_details(gpus[0])
+    new = details.get('compute_capability', (0, 0)) >= (8, 0)
+    return details.get('device_name', 'a GPU'), 'bfloat16' if new else 'float16'
+
+
 # %% ../nbs/07_training.ipynb #542bc06a
 @dataclass(frozen=True)
 class Settings:
     "Everything that decides a training run."
-    model: str = 'vessel'               # 'vessel', 'report', or 'report 2023', which lacks view embedding and noisy-or
+    model: str = 'vessel'               # or 'report', or 'report 2023', without view embedding and noisy-or
     backbone: str = 'small'             # 'small' or 'resnet50'
-    weights: str | None = None          # 'imagenet' for ResNet50
+    weights: str | None = None          # for ResNet50: 'imagenet', or a file of such weights
     without: str | None = None          # an idea of 'vessel' to leave out, see IDEAS in 06_model
     start: str | None = None            # a trained model, .keras, to go on from
     preprocessing: Preprocessing = Preprocessing(512, field=0.75, contrast=0.8)
     augmentation: Augmentation = field(default_factory=Augmentation)
     batch_size: int = 1                 # studies; many small steps learn faster here than few large ones
+    accumulate: int = 1                 # batches to a step: as a batch so much larger, in no more memory
     epochs: int = 20
-    learning_rate: float = 1.5e-3       # rises over a twentieth of the steps, then falls to zero along a cosine
+    recipe: str = 'ours'                # '2023' learns as the report did
+    learning_rate: float = 1.5e-3       # rises for a twentieth of the steps, then falls to 0 along a cosine
     patience: int = 8                   # epochs without improvement before it stops
-    precision: str = 'float32'          # 'mixed_bfloat16' computes in half the bits, where the processor can; the result is float32
+    precision: str = 'auto'             # one of PRECISIONS, or what suits the device; the result is float32
     seed: int = 0
 
     def __post_init__(self):
-        for name in ('batch_size', 'epochs', 'patience', 'learning_rate'):
-            if getattr(self, name) <= 0: raise ValueError(f'{name} is {getattr(self, name)}; it must be above 0.')
-        if self.start and self.weights: raise ValueError(f'start and weights exclude each other; with {self.start} give weights=None.')
+        for name in ('batch_size', 'accumulate', 'epochs', 'patience', 'learning_rate'):
+            value = getattr(self, name)
+            if value <= 0: raise ValueError(f'{name} is {value}; it must be above 0.')
+        if self.precision not in ('auto', *PRECISIONS):
+            raise ValueError(f"'{self.precision}' is no precision; use auto, {', '.join(PRECISIONS)}.")
+        if self.start and self.weights:
+            raise ValueError(f'start and weights exclude each other; with {self.start} give weights=None.')
+        if self.recipe not in ('ours', '2023'):
+            raise ValueError(f"'{self.recipe}' is no recipe; use 'ours' or '2023'.")
+        if self.recipe == '2023' and self.model != 'report 2023':
+            raise ValueError(f"the recipe '2023' does not suit the network '{self.model}'; "
+                             "use 'report 2023'.")
+        if self.weights and self.backbone != 'resnet50':
+            raise ValueError(f"weights are for ResNet50, not for the backbone '{self.backbone}'; "
+                             'use another preset, or none.')
 
+
+# %% ../nbs/07_training.ipynb #6e0d94b7
+_RESNET = Settings(backbone='resnet50', weights='imagenet', batch_size=8, epochs=50)
 
 PRESETS = {
     'vessel': Settings(),
-    'kium': Settings(backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720, contrast=0.8), batch_size=8, epochs=50, learning_rate=2e-4),
-    'report': Settings(model='report', backbone='resnet50', weights='imagenet', preprocessing=Preprocessing(720), batch_size=8, epochs=50, learning_rate=1e-4)}
+    'kium': replace(_RESNET, preprocessing=Preprocessing(720, contrast=0.8), learning_rate=2e-4),
+    'report': replace(_RESNET, model='report', preprocessing=Preprocessing(720), learning_rate=1e-4),
+    'report-2023': replace(_RESNET, model='report 2023', preprocessing=Preprocessing(720, again=()),
+                           augmentation=Augmentation(0, 0, 0, 0, 0), recipe='2023',
+                           learning_rate=1e-5, patience=50)}
+
 
 # %% ../nbs/07_training.ipynb #7b0fb039
 def _wiring(model: keras.Model) -> list:
     "Return what two networks have in common if they are the same: kinds of layers and shapes of weights."
-    return [(type(layer).__name__, [tuple(weight.shape) for weight in layer.weights]) for layer in model.layers]
+    shapes = lambda layer: [tuple(weight.shape) for weight in layer.weights]
+    return [(type(layer).__name__, shapes(layer)) for layer in model.layers]
 
 
+def _made(settings: Settings) -> keras.Model:
+    "Return the network of the settings, untrained."
+    if settings.model == 'vessel':
+        return vessel_model(settings.preprocessing, settings.backbone, settings.weights, settings.without)
+    faithful = settings.model == 'report 2023'
+    return report_model(settings.preprocessing, settings.weights, faithful, settings.backbone)
+
+
+def _made_in_precision(settings: Settings) -> keras.Model:
+    "Return the network of the settings, untrained, made to compute in their precision."
+    if settings.model not in ('vessel', 'report', 'report 2023'):
+        raise ValueError(f"'{settings.model}' is no network; use 'vessel', 'report' or 'report 2023'.")
+    precision = find_device()[1] if settings.precision == 'auto' else settings.precision
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(PRECISIONS[precision])
+    try: return _made(settings)
+    except Exception as error:                        # Keras raises a bare one if the download fails
+        if settings.weights is None or isinstance(error, ValueError) and 'pixels' in str(error): raise
+        if settings.weights == 'imagenet': mend = 'their first use needs the internet, or give a file of them'
+        else: mend = 'give a file of ResNet50 without its top, from Keras'
+        reason = str(error).splitlines()[0][:100]
+        raise ValueError(f"the weights '{settings.weights}' cannot be loaded ({reason}); {mend}.") from None
+    finally: keras.config.set_dtype_policy(policy)
+
+
+# %% ../nbs/07_training.ipynb #1f9c44ab
 def build_model(settings: Settings) -> keras.Model:
     "Return the network of the settings, untrained or as it was trained before."
-    if settings.start:
-        model = load_model(settings.start)
-        if preprocessing_of(model) != settings.preprocessing: raise ValueError(f'{settings.start} was trained with other frames; give the settings preprocessing_of(model).')
-        other = build_model(replace(settings, start=None))
-        if _wiring(model) != _wiring(other): raise ValueError(f"{settings.start} is another network than '{settings.model}' with the backbone '{settings.backbone}'; give the preset that it was trained with.")
-        other.set_weights(model.get_weights())
-        return other
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(settings.precision)
-    try:
-        if settings.model == 'vessel': return vessel_model(settings.preprocessing, settings.backbone, settings.weights, settings.without)
-        if settings.model in ('report', 'report 2023'): return report_model(settings.preprocessing, settings.weights, settings.model == 'report 2023', settings.backbone)
-    except Exception as error:                                # Keras raises a bare Exception if the download fails
-        if settings.weights is None or isinstance(error, ValueError) and 'pixels' in str(error): raise
-        raise ValueError(f"the weights '{settings.weights}' cannot be loaded ({str(error).splitlines()[0][:100]}); their first use needs the internet.") from None
-    finally: keras.config.set_dtype_policy(policy)
-    raise ValueError(f"'{settings.model}' is no network; use 'vessel', 'report' or 'report 2023'.")
+    if not settings.start: return _made_in_precision(settings)
+    trained = load_model(settings.start)
+    if preprocessing_of(trained) != settings.preprocessing:
+        raise ValueError(f'{settings.start} was trained with other frames; '
+                         'give the settings preprocessing_of(model).')
+    new = _made_in_precision(settings)
+    if _wiring(trained) != _wiring(new):
+        raise ValueError(f"{settings.start} is another network than '{settings.model}' with the backbone "
+                         f"'{settings.backbone}'; give the preset that it was trained with.")
+    new.set_weights(trained.get_weights())
+    return new
+
 
 # %% ../nbs/07_training.ipynb #a07be5d2
 def patients_met(start: str | None) -> tuple[set, set]:
-    """Return the patients that a start model and its own start models were trained on, and those that chose its epoch and calibrated it.
+    """Return the patients that a start model, or one before it, was trained on, and those that validated it.
 
     Parameters
     ----------
@@ -184,29 +255,58 @@ def patients_met(start: str | None) -> tuple[set, set]:
         If there is no such record.
     """
     if start is None: return set(), set()
-    beside = [Path(start).with_name('settings.json'), Path(start).with_suffix('.json')]             # of a run; of the shipped weights
+    path = Path(start)
+    beside = [path.with_name('settings.json'), path.with_suffix('.json')]   # of a run; of the shipped weights
     try:
         record = json.loads(next(file for file in beside if file.is_file()).read_text(encoding='utf-8'))
-        return {*record.get('train', []), *record.get('trained before', [])}, set(record.get('validation', []))
+        trained = {*record.get('train', []), *record.get('trained before', [])}
+        return trained, set(record.get('validation', []))
     except (StopIteration, OSError, ValueError, AttributeError, TypeError):
-        raise ValueError(f'{beside[0]} is missing or damaged, so nobody knows which patients {start} was trained on; start from best.keras in its run folder.') from None
+        raise ValueError(f'{beside[0]} is missing or damaged, so nobody knows which patients {start} was '
+                         'trained on; start from best.keras in its run folder.') from None
 
 
+# %% ../nbs/07_training.ipynb #84d3c6e7
 def split_patients(studies: list[Study], settings: Settings) -> list[list[Study]]:
-    "Return the studies to train on and those to validate on, 85 and 15 %; whom the start model has met stays on the same side."
+    "Return studies to train and to validate on, 85 and 15 %; whom the start model has met stays on its side."
     trained, validated = patients_met(settings.start)
-    parts = split_studies([study for study in studies if study.index not in trained | validated], (0.85, 0.15), settings.seed)
-    for part, met in zip(parts, (trained, validated - trained)): part += [study for study in studies if study.index in met]
-    if settings.start and not parts[1]: raise ValueError(f'{settings.start} was trained on these patients and none is left to validate on; add patients that it has not met.')
+    new = [study for study in studies if study.index not in trained | validated]
+    parts = split_studies(new, (0.85, 0.15), settings.seed)
+    for part, met in zip(parts, (trained, validated - trained)):
+        part += [study for study in studies if study.index in met]
+    if settings.start and not parts[1]:
+        raise ValueError(f'{settings.start} was trained on these patients and none is left to validate on; '
+                         'add patients that it has not met.')
     return parts
+
+
+def _mark(study: Study) -> str:
+    "Return what makes a study known again: the digest of its first frame; its index if it has none."
+    first = next((path for path in study.frames if path), None)
+    if first is None: return canonical_index(study.index)
+    with open(first, 'rb') as stream: return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+def keep_apart(studies: list[Study], validation: list[Study], start: str | None = None) -> None:
+    "Raise if frames that train would validate, too, or patients whom the start model was trained on."
+    trained, met = set(map(_mark, studies)), set(map(canonical_index, patients_met(start)[0]))
+    known = lambda study: _mark(study) in trained or canonical_index(study.index) in met
+    both = [study.index for study in validation if known(study)]
+    more = f' and {len(both) - 5} more' if len(both) > 5 else ''
+    if both:
+        raise ValueError(f'{", ".join(both[:5])}{more} would both train and validate; '
+                         'take them out of one of the two cohorts.')
+
 
 # %% ../nbs/07_training.ipynb #4cf0171a
 _VESSELS = [location.split('_')[-1] for location in LOCATIONS]
-_VESSEL = np.array([sorted(set(_VESSELS)).index(vessel) for vessel in _VESSELS])     # left and right have the same number
+_VESSEL = np.array([sorted(set(_VESSELS)).index(vessel) for vessel in _VESSELS])  # the same left and right
 
 
 def fit_calibration(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return slope and offset for each location, both (21,), that turn scores into probabilities; left and right share theirs.
+    """Return slope and offset for each location, both (21,), that turn scores into probabilities.
+
+    Left and right share theirs.
 
     Parameters
     ----------
@@ -219,7 +319,7 @@ def fit_calibration(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
 
     def cost(free):
         z = np.exp(free[0]) * scores + free[1] + free[2:][_VESSEL]
-        each = expit(-z)                                                         # chance of no aneurysm there, and of none at all
+        each = expit(-z)  # chance of no aneurysm there, and of none at all
         none = np.where(known[:, 1:], each, 1).prod(axis=2, keepdims=True)
         healthy = np.concatenate([none, each], axis=2).mean(axis=0)
         prior = free[0] ** 2 + (free[1] / 10) ** 2 + ((free[2:] / 3) ** 2).sum()
@@ -230,52 +330,100 @@ def fit_calibration(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
     return np.full(scores.shape[2], np.exp(best[0])), best[1] + best[2:][_VESSEL]
 
 
+# %% ../nbs/07_training.ipynb #c97b10f4
 def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    "Return the threshold with the fewest mistakes for each location, (21,), from probabilities and labels of the locations, both (n, 21)."
+    "Return each location's threshold with the fewest mistakes, (21,); probabilities and labels are (n, 21)."
     grid = np.linspace(0.2, 0.8, 25)
     mistakes = np.array([((probabilities >= threshold) != labels).sum(axis=0) for threshold in grid])
-    nearest = lambda counts: grid[min(np.flatnonzero(counts == counts.min()), key=lambda i: abs(grid[i] - 0.5))]
-    return np.array([nearest(own if positives >= 10 else mistakes.sum(axis=1)) for own, positives in zip(mistakes.T, labels.sum(axis=0))])
+    def nearest(counts):
+        best = grid[counts == counts.min()]
+        return best[np.abs(best - 0.5).argmin()]
+
+    together, positives = nearest(mistakes.sum(axis=1)), labels.sum(axis=0)
+    return np.array([nearest(own) if count >= 10 else together for own, count in zip(mistakes.T, positives)])
 
 # %% ../nbs/07_training.ipynb #59b64288
 def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cache=None) -> keras.Model:
-    "Return the model with slopes, offsets and thresholds fitted on labelled studies, each read as in prediction; they are set in place."
-    if not any(layer.name == 'calibration' for layer in model.layers): return model                  # the report's network as written has none
+    """Return the model with slopes, offsets and thresholds fitted on labelled studies; they are set in place.
+
+    Each study is read as in prediction. A network without calibration stays as it is.
+    """
+    if not any(layer.name == 'calibration' for layer in model.layers): return model
     scorer, settings = keras.Model(model.input, model.get_layer('scores').output), preprocessing_of(model)
 
     def read(settings):
-        parts = ((np.asarray(scorer.predict_on_batch(frames)), targets['labels'].numpy()) for frames, targets in study_batches(studies, settings, batch_size, cache=cache))
+        parts = []
+        for frames, targets in study_batches(studies, settings, batch_size, cache=cache):
+            parts.append((np.asarray(scorer.predict_on_batch(frames)), targets['labels'].numpy()))
         return [np.concatenate(part) for part in zip(*parts)]
 
     each, (labels, *_) = zip(*map(read, settings.readings()))
     scores = np.stack(each).astype(float)
     layer, (slope, offset) = model.get_layer('calibration'), fit_calibration(scores, labels)
     thresholds = choose_thresholds(expit(slope * scores + offset).mean(axis=0), labels[:, 1:] == 1)
-    for weight, value in ((layer.slope, slope), (layer.offset, offset), (layer.threshold, thresholds)): weight.assign(value)
+    layer.slope.assign(slope)
+    layer.offset.assign(offset)
+    layer.threshold.assign(thresholds)
     return model
 
 # %% ../nbs/07_training.ipynb #79e0d77b
-def compile_model(model: keras.Model, studies: list[Study], rate) -> keras.Model:
-    """Return the model, compiled in place to learn from these studies at a learning rate or along a schedule.
+def schedule(settings: Settings, patients: int):
+    "Return the learning rate along the steps of a run."
+    rate, schedules = settings.learning_rate, keras.optimizers.schedules
+    if settings.recipe == '2023': return schedules.InverseTimeDecay(rate, 1, rate / settings.epochs)
+    batches = -(-patients // settings.batch_size) * settings.epochs
+    steps = max(1, batches // settings.accumulate)
+    rise = steps // 20
+    return schedules.CosineDecay(rate / 20, steps - rise, warmup_target=rate, warmup_steps=rise)
 
-    An earlier calibration is undone, or its slope would stretch what is learned now.
+
+def _optimizer(rate, settings: Settings):
+    "Return the optimizer of a run, with a learning rate or a schedule."
+    several = settings.accumulate if settings.accumulate > 1 else None
+    if settings.recipe == '2023': optimizer = keras.optimizers.Adam(rate, gradient_accumulation_steps=several)
+    else: optimizer = keras.optimizers.AdamW(rate, clipnorm=1.0, gradient_accumulation_steps=several)
+    return keras.optimizers.LossScaleOptimizer(optimizer) if settings.precision == 'float16' else optimizer
+
+
+# %% ../nbs/07_training.ipynb #93f2ab08
+def _scored(model: keras.Model) -> keras.Model:
+    "Return a network with the same weights whose 'labels' are scores before any sigmoid, (batch, 21 or 22)."
+    names, scores = [layer.name for layer in model.layers], model.get_layer('scores').output
+    if 'own' in names: scores = ops.concatenate([model.get_layer('own').output, scores], axis=-1)
+    outputs = model.output | {'labels': scores, 'probabilities': model.output['labels']}
+    return keras.Model(model.input, outputs)
+
+
+def compile_model(model: keras.Model, studies: list[Study], rate,
+                  settings: Settings = Settings()) -> keras.Model:
+    """Return a network that shares the model's weights, compiled to learn at a rate or along a schedule.
+
+    Its 'labels' are scores. An earlier calibration is undone, or its slope would stretch what is learned now.
     """
     for layer in (layer for layer in model.layers if isinstance(layer, Calibration)):
         layer.slope.assign(np.ones(layer.slope.shape))
         layer.offset.assign(np.zeros(layer.offset.shape))
-    losses = {'labels': weighted_crossentropy(positive_weights(studies)), 'maps': map_loss, 'looks': look_loss}
+    labels = even_loss if settings.recipe == '2023' else label_loss(positive_weights(studies))
+    losses = {'labels': labels, 'maps': map_loss, 'looks': look_loss}
     shares = {'labels': 1.0, 'maps': 0.2, 'looks': 2.0}
     mine = lambda parts: {name: part for name, part in parts.items() if name in model.output}
-    model.compile(keras.optimizers.AdamW(rate, clipnorm=1.0), mine(losses), mine(shares))
-    return model
+    learner = _scored(model)
+    learner.compile(_optimizer(rate, settings), mine(losses), mine(shares))
+    return learner
 
 
 def training_batches(model: keras.Model, studies: list[Study], settings: Settings, cache=None):
-    "Return the batches of `study_batches` with a target for each of the model's outputs, shuffled if the settings say how to augment."
-    again = settings.augmentation is not None
-    batches = study_batches(studies, settings.preprocessing, settings.batch_size, again, settings.seed, settings.augmentation, cache, 'maps' in model.output)
+    """Return the batches of `study_batches` with a target for each of the model's outputs.
+
+    They are shuffled if the settings say how to augment.
+    """
+    again, maps = settings.augmentation is not None, 'maps' in model.output
+    batches = study_batches(studies, settings.preprocessing, settings.batch_size, again, settings.seed,
+                            settings.augmentation, cache, maps)
     if 'looks' not in model.output: return batches
-    return batches.map(lambda frames, targets: (frames, targets | {'looks': targets['maps']}))         # a look is right if the map's mark lies in it
+    looking = lambda targets: targets | {'looks': targets['maps']}      # right if the map's mark lies in it
+    return batches.map(lambda frames, targets: (frames, looking(targets)))
+
 
 # %% ../nbs/07_training.ipynb #83fd0b6e
 def _variables(model: keras.Model) -> list:
@@ -284,24 +432,50 @@ def _variables(model: keras.Model) -> list:
     return [*model.variables, *model.optimizer.variables]
 
 
+def learning_rate_of(model: keras.Model) -> float:
+    "Return the learning rate of a compiled model's next step."
+    return float(ops.convert_to_numpy(model.optimizer.learning_rate))
+
+
+def draw_history(history: pd.DataFrame):
+    "Return a matplotlib figure of both losses and, on its own axis, of the learning rate along the epochs."
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(6, 3), layout='constrained')
+    losses = figure.subplots()
+    for name in ('loss', 'val_loss'): losses.plot(history.epoch + 1, history[name], '.-', label=name)
+    losses.set(xlabel='epoch', ylabel='loss')
+    losses.legend(frameon=False)
+    rate = losses.twinx()
+    rate.plot(history.epoch + 1, history.learning_rate, ':', color='grey')
+    rate.set(ylabel='learning rate (dotted)')
+    return figure
+
+
+# %% ../nbs/07_training.ipynb #0f6b21dd
 def save_state(out: Path, model: keras.Model, best: list[np.ndarray], history: list[dict]) -> None:
-    "Write where a run stands into its folder: `state.npz`, and for people to read `history.csv`."
-    parts = {f'now {i}': np.asarray(variable) for i, variable in enumerate(_variables(model))} | {f'best {i}': weight for i, weight in enumerate(best)}
+    "Write where a run stands into its folder: `state.npz`, and for people `history.csv` and `history.png`."
+    parts = {f'now {i}': np.asarray(variable) for i, variable in enumerate(_variables(model))}
+    parts |= {f'best {i}': weight for i, weight in enumerate(best)}
     with whole(out / 'state.npz') as beside: np.savez(beside(), history=json.dumps(history), **parts)
-    with whole(out / 'history.csv') as beside: pd.DataFrame(history).to_csv(beside(), index=False)
+    table = pd.DataFrame(history)
+    with whole(out / 'history.csv') as beside: table.to_csv(beside(), index=False)
+    with whole(out / 'history.png') as beside: draw_history(table).savefig(beside(), format='png')
 
 
 def load_state(out: Path, model: keras.Model) -> tuple[list[np.ndarray], list[dict]]:
-    "Put a compiled model where the run in a folder stands; return the best weights so far and the history, both empty for a new run."
-    variables = _variables(model)
-    if not (out / 'state.npz').exists(): return [], []
+    """Put a compiled model where the run in a folder stands; return the best weights so far and the history.
+
+    Both are empty for a new run.
+    """
+    file, variables = out / 'state.npz', _variables(model)
+    if not file.exists(): return [], []
     try:
-        with np.load(out / 'state.npz') as state:
+        with np.load(file) as state:
             for i, variable in enumerate(variables): variable.assign(state[f'now {i}'])
             best = [state[f'best {i}'] for i in range(sum(name.startswith('best') for name in state))]
             return best, json.loads(str(state['history']))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        raise ValueError(f'{out / "state.npz"} is damaged, or of another version; train anew in another folder.') from None
+        raise ValueError(f'{file} is damaged, or of another version; train anew in another folder.') from None
 
 
 def epochs_waited(history: list[dict]) -> int:
@@ -309,94 +483,200 @@ def epochs_waited(history: list[dict]) -> int:
     losses = np.nan_to_num([row['val_loss'] for row in history], nan=np.inf)
     return len(losses) - 1 - int(losses.argmin()) if len(losses) else 0
 
+
 # %% ../nbs/07_training.ipynb #f8a95056
 def _write_settings(out: Path, record: dict) -> None:
-    with whole(out / 'settings.json') as beside: beside().write_text(json.dumps(record, indent=1), encoding='utf-8')
+    text = json.dumps(record, indent=1)
+    with whole(out / 'settings.json') as beside: beside().write_text(text, encoding='utf-8')
 
 
-def _open_run(out: Path, settings: Settings, studies: list[Study], validation: list[Study], before: list[str], resume: bool) -> dict:
-    "Make the run folder and its settings.json, or check that an old run can go on; return what settings.json says."
-    patients = {'train': [study.index for study in studies], 'validation': [study.index for study in validation]}
-    if resume and (out / 'settings.json').exists():
-        record = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
-        known, now = record['settings'] | {name: record[name] for name in patients}, json.loads(json.dumps(asdict(settings))) | patients
-        other = [name for name, value in now.items() if known.get(name) != value]
-        if other: raise ValueError(f'{out} was begun with other values of {", ".join(other)}; resume with the same, or choose another folder.')
-        return record
-    if out.exists() and (not out.is_dir() or any(not path.name.startswith('.settings.json.') for path in out.iterdir())):
-        raise FileExistsError(f'{out} exists and is not empty; choose another folder, or go on with the run in it with --resume (resume=True).')
-    out.mkdir(parents=True, exist_ok=True)
-    record = {'settings': asdict(settings)} | patients | {'trained before': before,
-              'versions': {'coding_vessels': __version__, 'keras': keras.__version__, 'numpy': np.__version__, 'python': platform.python_version()}}
+def _changes(out: Path, known: dict, now: dict) -> list[str]:
+    "Return in what a run that goes on differs from before, if it may; raise if it may not."
+    changed = [name for name, value in now.items() if known.get(name) != value]
+    begun = (out / 'state.npz').exists() or (out / 'history.csv').exists()
+    free = {'epochs', 'patience'} | (set() if begun else {'batch_size', 'accumulate', 'precision'})
+    other = [name for name in changed if name not in free]
+    if other:
+        raise ValueError(f'{out} was begun with other values of {", ".join(other)}; '
+                         'resume with the same, or choose another folder.')
+    if now['epochs'] < known['epochs']:
+        raise ValueError(f'{out} was begun with {known["epochs"]} epochs; resume with as many or more.')
+    return changed
+
+
+def _reopen_run(out: Path, settings: dict, patients: dict) -> dict:
+    "Check that the run in a folder can go on, and take over what changed; return what settings.json says."
+    record = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
+    known = record['settings'] | {name: record[name] for name in patients}
+    if not _changes(out, known, json.loads(json.dumps(settings)) | patients): return record
+    if record.pop('finished', False) and not (out / 'state.npz').exists():
+        raise ValueError(f'{out} is finished and its state.npz is gone; '
+                         'go on from its best.keras with --start (start), in another folder.')
+    record['settings'] = settings
     _write_settings(out, record)
     return record
 
+
+# %% ../nbs/07_training.ipynb #b7e3150c
+def _open_run(out: Path, settings: Settings, studies: list[Study], validation: list[Study],
+              resume: bool) -> dict:
+    "Make the run folder and its settings.json, or see that an old run can go on; return what the file says."
+    parts = {'train': studies, 'validation': validation}
+    patients = {name: [study.index for study in part] for name, part in parts.items()}
+    if resume and (out / 'settings.json').exists(): return _reopen_run(out, asdict(settings), patients)
+    foreign = lambda path: not path.name.startswith('.settings.json.')
+    if out.exists() and (not out.is_dir() or any(map(foreign, out.iterdir()))):
+        raise FileExistsError(f'{out} exists and is not empty; choose another folder, '
+                              'or go on with the run in it with --resume (resume=True).')
+    out.mkdir(parents=True, exist_ok=True)
+    versions = {'coding_vessels': __version__, 'keras': keras.__version__, 'numpy': np.__version__}
+    record = {'settings': asdict(settings)} | patients
+    record['trained before'] = sorted(patients_met(settings.start)[0])
+    record['versions'] = versions | {'python': platform.python_version()}
+    _write_settings(out, record)
+    return record
+
+
 # %% ../nbs/07_training.ipynb #0c9be7a3
-def _fit(model: keras.Model, studies: list[Study], validation: list[Study], settings: Settings, out: Path, cache, verbose: int) -> list[np.ndarray]:
-    "Train from where the run in `out` stands until the last epoch, or until none has been better for long; return the best weights."
-    best, history = load_state(out, model)
-    if history: save_state(out, model, best, history)                                                # history.csv may be an epoch behind
-    held = training_batches(model, validation, replace(settings, augmentation=None), cache)
-    for epoch in range(len(history), settings.epochs):
-        if epochs_waited(history) >= settings.patience: break
-        if verbose: print(f'Epoch {epoch + 1}/{settings.epochs}', flush=True)
-        own = replace(settings, seed=int(np.random.SeedSequence([settings.seed, epoch]).generate_state(1)[0]))
-        done = model.fit(training_batches(model, studies, own, cache), validation_data=held, shuffle=False, verbose=verbose)
-        history.append({'epoch': epoch} | {name: values[0] for name, values in done.history.items()})
-        if not epochs_waited(history) and np.isfinite(history[-1]['val_loss']): best = model.get_weights()
-        save_state(out, model, best, history)
-    if not best: raise ValueError(f'the validation loss of {out} was never a number; train anew with a lower learning rate.')
+class _Progress(keras.callbacks.Callback):
+    "Moves a bar on by a step, and shows loss and learning rate beside it."
+
+    def __init__(self, bar: tqdm):
+        super().__init__()
+        self.bar = bar
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not self.bar.update(): return                       # too soon for the eye
+        rate = learning_rate_of(self.model)
+        self.bar.set_postfix_str(f'loss {logs["loss"]:.3f}, learning rate {rate:.1e}')
+
+
+def _epoch_line(history: list[dict], epochs: int, seconds: float) -> str:
+    "Return what an epoch came to, and how long the others will take if none ends the run early."
+    row, left = history[-1], tqdm.format_interval(seconds * (epochs - len(history)))
+    best = ', the best so far' if not epochs_waited(history) else ''
+    losses = f'loss {row["loss"]:.4f}, validation loss {row["val_loss"]:.4f}{best}'
+    rate = f'learning rate {row["learning_rate"]:.1e}'
+    return f'epoch {len(history)}/{epochs}: {losses}, {rate}, at most {left} left'
+
+
+@contextmanager
+def enough_memory(settings: Settings):
+    "Where a network learns: raise a MemoryError that says what to do where memory is exhausted."
+    import tensorflow as tf
+    try: yield
+    except (tf.errors.ResourceExhaustedError, MemoryError):
+        size, count = settings.preprocessing.size, settings.batch_size
+        if count > 1: mend = f'go on with --resume (resume) and a --batch-size (batch_size) below {count}'
+        else: mend = '--batch-size (batch_size) is 1 already; choose a lower --precision or --size'
+        step = f'a step with {count} studies of {size} pixels'
+        raise MemoryError(f'{step} does not fit into memory; {mend}.') from None
+
+
+# %% ../nbs/07_training.ipynb #9e21f4b3
+def _epoch(learner: keras.Model, studies: list[Study], held, settings: Settings, epoch: int, cache,
+           bar: tqdm) -> dict:
+    "Train for one epoch and return its row of the history; the run's seed and its number decide its draws."
+    seed = np.random.SeedSequence([settings.seed, epoch]).generate_state(1)[0]
+    batches = training_batches(learner, studies, replace(settings, seed=int(seed)), cache)
+    done = learner.fit(batches, validation_data=held, shuffle=False, verbose=0, callbacks=[_Progress(bar)])
+    losses = {name: values[0] for name, values in done.history.items()}
+    return {'epoch': epoch} | losses | {'learning_rate': learning_rate_of(learner)}
+
+
+def _fit(learner: keras.Model, studies: list[Study], validation: list[Study], settings: Settings, out: Path,
+         cache, verbose) -> list[np.ndarray]:
+    """Train from where the run in `out` stands, and return the best weights.
+
+    It ends with the last epoch, or when none has been better for long.
+    """
+    best, history = load_state(out, learner)
+    if history: save_state(out, learner, best, history)                # history.csv may be an epoch behind
+    held = training_batches(learner, validation, replace(settings, augmentation=None), cache)
+    steps, before, started = -(-len(studies) // settings.batch_size), len(history), time.monotonic()
+    with tqdm(total=steps * settings.epochs, initial=steps * before, desc='training', unit='step', delay=3,
+              disable=not verbose) as bar:
+        for epoch in range(before, settings.epochs):
+            if epochs_waited(history) >= settings.patience: break
+            history.append(_epoch(learner, studies, held, settings, epoch, cache, bar))
+            better = not epochs_waited(history) and np.isfinite(history[-1]['val_loss'])
+            if better: best = learner.get_weights()
+            save_state(out, learner, best, history)
+            pace = (time.monotonic() - started) / (len(history) - before)
+            if verbose: bar.write(_epoch_line(history, settings.epochs, pace))
+    if not best:
+        raise ValueError(f'the validation loss of {out} was never a number; '
+                         'train anew with a lower learning rate.')
     return best
+
+
+# %% ../nbs/07_training.ipynb #c5a8047e
+def _parts(studies: list[Study], validation: list[Study] | None, settings: Settings) -> list[list[Study]]:
+    "Return the studies to train on and those to validate on, checked."
+    if validation is None: studies, validation = split_patients(studies, settings)
+    else: keep_apart(studies, validation, settings.start)
+    if len(studies) < 2 or not validation:
+        raise ValueError(f'{len(studies)} studies to train and {len(validation)} to validate are too few.')
+    return [studies, validation]
+
+
+def _for_device(settings: Settings, parts: list[list[Study]], verbose: bool) -> Settings:
+    "Return the settings with the precision that suits the device if it is left open; say who trains on what."
+    device, suitable = find_device()
+    if settings.precision == 'auto': settings = replace(settings, precision=suitable)
+    patients = '{} patients to train, {} to validate'.format(*map(len, parts))
+    if verbose: print(f'{patients}; on {device}, in {settings.precision}', flush=True)
+    return settings
+
+
+def _run(model: keras.Model, parts: list[list[Study]], settings: Settings, out: Path, cache, verbose) -> None:
+    "Train, calibrate, and write best.keras."
+    studies, validation = parts
+    learner = compile_model(model, studies, schedule(settings, len(studies)), settings)
+    with enough_memory(settings): weights = _fit(learner, studies, validation, settings, out, cache, verbose)
+    best = build_model(replace(settings, start=None, weights=None, precision='float32'))
+    best.set_weights(weights)
+    calibrate(best, validation, settings.batch_size, cache)
+    with whole(out / 'best.keras') as beside: best.save(beside())
+
 
 # %% ../nbs/07_training.ipynb #faf89c9c
 @plain_errors()
-def train(studies: list[Study], out, settings: Settings = Settings(), validation: list[Study] | None = None, cache=None,
-          resume: bool = False, verbose: int = 2) -> pd.DataFrame:
-    """Train a network on studies and return its history, one row an epoch.
+def train(studies: list[Study], out, settings: Settings = Settings(), validation: list[Study] | None = None,
+          cache=None, resume: bool = False, verbose: bool = True) -> pd.DataFrame:
+    """Train a network on studies and return its history: epoch, losses and learning rate, a row an epoch.
 
     Parameters
     ----------
     studies : list of Study
-        Labelled studies; without `validation`, 15 % of them are set aside for it, stratified, as `split_patients` does it.
+        Labelled; without `validation`, `split_patients` sets 15 % of them aside for it.
     out : str or Path
         The run folder; new or empty, unless `resume`.
     settings : Settings
     validation : list of Study, optional
-        Taken as they are: the caller sees to it that `settings.start` was not trained on them.
+        Other patients, to choose the epoch and to calibrate.
     cache : str or Path, optional
         Folder for preprocessed frames; by default `cache` in the run folder.
     resume : bool
-        Go on with an interrupted run in `out`; its settings must be the same.
-    verbose : int
-        As in Keras' `fit`: 0 nothing, 1 progress bar, 2 one line an epoch.
-
-    Returns
-    -------
-    DataFrame
-        The history: epoch, loss and val_loss, and for our network their parts, labels_loss, maps_loss and looks_loss.
+        Go on with the run in `out`; epochs and patience may grow, and before the first epoch is done
+        batch_size, accumulate and precision may change.
+    verbose : bool
+        Whether to show a bar, and a line an epoch.
 
     Raises
     ------
-    FileExistsError
-        If `out` holds something and `resume` is False.
+    FileExistsError, MemoryError
+        If `out` holds something and `resume` is False; if a step does not fit into memory.
     ValueError
-        If there are too few studies, `settings.start` is another network or lacks its record, or `resume` meets other settings.
+        If studies are too few, a patient is in both parts, `settings.start` is another network or lacks
+        its record, or `resume` meets other settings.
     """
-    out = Path(out)
-    before = [] if validation else sorted(patients_met(settings.start)[0])
-    if validation is None: studies, validation = split_patients(studies, settings)
-    if len(studies) < 2 or not validation: raise ValueError(f'{len(studies)} studies to train and {len(validation)} to validate are too few.')
+    out, parts = Path(out), _parts(studies, validation, settings)
+    settings = _for_device(settings, parts, verbose)
     keras.utils.set_random_seed(settings.seed)
-    model, cache = build_model(settings), cache or out / 'cache'
-    record = _open_run(out, settings, studies, validation, before, resume)
+    model, record = build_model(settings), _open_run(out, settings, *parts, resume)
     if not record.get('finished'):
-        steps = -(-len(studies) // settings.batch_size) * settings.epochs
-        pace = keras.optimizers.schedules.CosineDecay(settings.learning_rate / 20, steps - steps // 20, warmup_target=settings.learning_rate, warmup_steps=steps // 20)
-        weights = _fit(compile_model(model, studies, pace), studies, validation, settings, out, cache, verbose)
-        best = build_model(replace(settings, start=None, weights=None, precision='float32'))
-        best.set_weights(weights)
-        calibrate(best, validation, settings.batch_size, cache)
-        with whole(out / 'best.keras') as beside: best.save(beside())
+        _run(model, parts, settings, out, cache or out / 'cache', verbose)
         _write_settings(out, record | {'finished': True})
-    (out / 'state.npz').unlink(missing_ok=True)
     return pd.read_csv(out / 'history.csv')
+

@@ -172,7 +172,8 @@ def small_network(settings):
     import keras
 
     frames = keras.Input((8, 64, 64), dtype="uint8")
-    return keras.Model(frames, {"labels": keras.layers.Dense(22, "sigmoid", name="labels")(keras.layers.Flatten()(frames))})
+    scores = keras.layers.Dense(22, name="scores")(keras.layers.Flatten()(frames))
+    return keras.Model(frames, {"labels": keras.layers.Activation("sigmoid", name="labels")(scores)})
 
 
 def test_images_removed_during_a_training(cohort, tmp_path, capsys, monkeypatch):

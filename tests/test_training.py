@@ -78,7 +78,7 @@ def network(settings):
     "A small network that has all that a state must keep: weights, running means, and draws by chance."
     frames = keras.Input((8, 64, 64), dtype="uint8")
     x = layers.BatchNormalization()(layers.Dense(16, "relu")(layers.Dropout(0.3)(layers.Flatten()(layers.Rescaling(1 / 255)(frames)))))
-    return keras.Model(frames, {"labels": layers.Dense(22, "sigmoid", name="labels")(x)})
+    return keras.Model(frames, {"labels": layers.Activation("sigmoid", name="labels")(layers.Dense(22, name="scores")(x))})
 
 os.replace, batches.load_study, training.build_model = replace, load_study, network
 if moment == "in calibration": training.calibrate = lambda *parts: os._exit(9)
@@ -101,19 +101,124 @@ def test_a_run_killed_three_times_ends_as_if_nothing_had_happened(tmp_path):
     import keras
 
     whole, run = tmp_path / "whole", tmp_path / "run"
-    assert training(whole) == (0, 11, 20)                          # settings, 4 x state and history, best, settings; 4 x 5 studies
+    assert training(whole) == (0, 15, 20)                          # settings, 4 x state, history and curve, best, settings; 4 x 5 studies
     moments = [f"study {random.randint(6, 15)}", f"{random.choice(['before', 'after'])} {random.randint(1, 4)}", "in calibration"]
     print(moments)
     assert [training(run, moment)[0] for moment in moments] == [-9, 9, 9]
     assert not (run / "best.keras").exists()                       # nothing that `predict` could take
     assert pd.read_csv(run / "history.csv").epoch.tolist() == [0, 1, 2, 3]
-    assert training(run) == (0, 4, 0)                              # state, history, best, settings; no study is read again
+    assert training(run) == (0, 5, 0)                              # state, history, curve, best, settings; no study is read again
     histories = [pd.read_csv(path / "history.csv") for path in (whole, run)]
     assert np.allclose(*histories, atol=1e-4) and histories[0].shape == histories[1].shape
     weights = [keras.saving.load_model(path / "best.keras", compile=False).get_weights() for path in (whole, run)]
     assert max(np.abs(a - b).max() for a, b in zip(*weights)) < 1e-4
-    assert sorted(path.name for path in run.iterdir()) == ["best.keras", "cache", "history.csv", "settings.json"]
+    assert sorted(path.name for path in run.iterdir()) == ["best.keras", "cache", "history.csv", "history.png", "settings.json", "state.npz"]
     assert (run / "settings.json").read_text() == (whole / "settings.json").read_text()
+
+
+def small_network(settings):
+    """Return a network that does nothing but take part."""
+    import keras
+    from keras import layers
+
+    frames = keras.Input((8, 64, 64), dtype="uint8")
+    scores = layers.Dense(22, name="scores")(layers.Flatten()(layers.Rescaling(1 / 255)(frames)))
+    return keras.Model(frames, {"labels": layers.Activation("sigmoid", name="labels")(scores)})
+
+
+def test_train_takes_another_cohort_and_goes_on_with_more_epochs(cohort, tmp_path, capsys, monkeypatch):
+    """--validation, --learning-rate, --patience; then --resume with more epochs than before; and a patient in both cohorts."""
+    from coding_vessels import training
+    from coding_vessels.cli import main
+
+    monkeypatch.setattr(training, "build_model", small_network)
+    table = pd.read_csv(cohort / "groundtruth.csv")
+    table[:14].to_csv(tmp_path / "train.csv", index=False)
+    table[14:].to_csv(tmp_path / "valid.csv", index=False)
+    words = ["train", "--csv", str(tmp_path / "train.csv"), "--images", str(cohort), "--out", str(tmp_path / "run"), "--size", "64"]
+    words += ["--learning-rate", "0.01", "--patience", "9", "--validation", str(tmp_path / "valid.csv")]
+    assert main([*words, "--epochs", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "epoch 2/2: loss" in told and "learning rate" in told and "left" in told
+    assert main([*words, "--epochs", "3", "--resume"]) == 0
+    record, history = json.loads((tmp_path / "run/settings.json").read_text()), pd.read_csv(tmp_path / "run/history.csv")
+    assert (len(record["train"]), len(record["validation"])) == (14, 6) and record["finished"]
+    assert [record["settings"][name] for name in ("learning_rate", "patience", "epochs")] == [0.01, 9, 3]
+    assert history.epoch.tolist() == [0, 1, 2] and 0 < history.learning_rate[0] <= 0.01
+    assert main([*words, "--epochs", "2", "--resume"]) == 1
+    assert "was begun with 3 epochs; resume with as many or more" in capsys.readouterr().err
+    table[12:].to_csv(tmp_path / "valid.csv", index=False)
+    words[words.index("--out") + 1] = str(tmp_path / "other")
+    assert main([*words, "--epochs", "1"]) == 1
+    both = ", ".join(map(str, table.Index[12:14]))
+    assert f"{both} would both train and validate" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+def test_precision_and_accumulation_at_the_shell(cohort, tmp_path, capsys, monkeypatch):
+    """What was asked for stands in the settings; without --precision, what suits the device, which is said."""
+    from coding_vessels import training
+    from coding_vessels.cli import main
+
+    monkeypatch.setattr(training, "build_model", small_network)
+    words = ["train", "--csv", str(cohort / "groundtruth.csv"), "--images", str(cohort), "--size", "64", "--epochs", "1"]
+    assert main([*words, "--out", str(tmp_path / "a"), "--precision", "bfloat16", "--accumulate", "4"]) == 0
+    monkeypatch.setattr(training, "find_device", lambda: ("Tesla T4", "float16"))
+    assert main([*words, "--out", str(tmp_path / "b")]) == 0
+    assert "17 patients to train, 3 to validate; on Tesla T4, in float16" in capsys.readouterr().out
+    records = [json.loads((tmp_path / run / "settings.json").read_text())["settings"] for run in "ab"]
+    assert [(record["precision"], record["accumulate"]) for record in records] == [("bfloat16", 4), ("float16", 1)]
+
+
+def test_weights_from_a_file(cohort, tmp_path, capsys, monkeypatch):
+    """The recipe of 2023 with local weights; our small network has no use for them."""
+    from coding_vessels import training
+    from coding_vessels.cli import main
+
+    monkeypatch.setattr(training, "build_model", small_network)
+    words = ["train", "--csv", str(cohort / "groundtruth.csv"), "--images", str(cohort), "--size", "64", "--epochs", "1"]
+    words += ["--weights", "resnet.h5", "--out", str(tmp_path / "run")]
+    assert main(words) == 1
+    assert "weights are for ResNet50, not for the backbone 'small'" in capsys.readouterr().err
+    assert main([*words, "--preset", "report-2023", "--start", "shipped"]) == 1
+    assert "--weights and --start exclude each other" in capsys.readouterr().err
+    assert main([*words, "--preset", "report-2023", "--learning-rate", "0"]) == 1
+    assert "learning_rate is 0.0; it must be above 0" in capsys.readouterr().err
+    assert main([*words, "--preset", "report-2023"]) == 0
+    settings = json.loads((tmp_path / "run/settings.json").read_text())["settings"]
+    assert [settings[name] for name in ("recipe", "weights", "learning_rate")] == ["2023", "resnet.h5", 1e-5]
+
+
+def test_extra_gpu_brings_cuda():
+    """Plain `tensorflow` finds no GPU."""
+    program = ("import runpy, setuptools; setuptools.setup = lambda **words: print(words['extras_require']['gpu']); "
+               "runpy.run_path('setup.py')")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "tensorflow[and-cuda]" in done.stdout
+
+
+def test_too_little_memory_is_one_sentence_that_names_batch_size(cohort, tmp_path, capsys, monkeypatch):
+    """The device has room for three studies; the same command with --resume and --batch-size 3 then trains."""
+    import tensorflow as tf
+
+    from coding_vessels import training
+    from coding_vessels.cli import main
+
+    draw = training.training_batches
+
+    def exhaust(model, studies, settings, cache=None):
+        if settings.batch_size > 3:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[4,64,64]")
+        return draw(model, studies, settings, cache)
+
+    monkeypatch.setattr(training, "build_model", small_network)
+    monkeypatch.setattr(training, "training_batches", exhaust)
+    words = ["train", "--csv", str(cohort / "groundtruth.csv"), "--images", str(cohort), "--out", str(tmp_path / "run"), "--size", "64"]
+    assert main([*words, "--epochs", "1", "--batch-size", "4"]) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message == ("coding_vessels train: a step with 4 studies of 64 pixels does not fit into memory; "
+                       "go on with --resume (resume) and a --batch-size (batch_size) below 4.")
+    assert main([*words, "--epochs", "1", "--batch-size", "3", "--resume"]) == 0
+    assert json.loads((tmp_path / "run/settings.json").read_text())["settings"]["batch_size"] == 3
 
 
 def test_interrupted_names_resume(tmp_path, capsys, monkeypatch):
