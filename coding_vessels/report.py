@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import io
+import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .anatomy import LOCATION_NAMES, LOCATIONS, MAP, MAP_LINES, VIEWS, parse_view
 from .files import whole
@@ -20,14 +24,21 @@ from .prediction import Reading, attention_map, peak_of
 from .studies import canonical_index
 
 # %% auto #0
-__all__ = ['thumbnail', 'attention_layer', 'page_of', 'write_report']
+__all__ = ['thumbnail', 'attention_layer', 'page_of', 'chance', 'write_report']
 
 # %% ../nbs/10_report.ipynb #48cafa5c
-def thumbnail(frame: np.ndarray, longest: int = 320) -> str:
-    "Return a grey frame, (height, width), uint8, as a JPEG of at most `longest` pixels a side, in a data URI."
+def thumbnail(frame: np.ndarray, longest: int = 640) -> str:
+    """Return a grey frame as a WebP picture in a data URI.
+
+    Parameters
+    ----------
+    frame : ndarray, shape (height, width), uint8
+    longest : int
+        Pixels of the longer side, if the frame has more.
+    """
     zoom = min(1, longest / max(frame.shape))
     small = cv2.resize(frame, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA) if zoom < 1 else frame
-    return _data('image/jpeg', cv2.imencode('.jpg', small, [cv2.IMWRITE_JPEG_QUALITY, 72])[1])
+    return _data('image/webp', cv2.imencode('.webp', small, [cv2.IMWRITE_WEBP_QUALITY, 80])[1])
 
 
 def attention_layer(attention: np.ndarray) -> str:
@@ -40,6 +51,41 @@ def attention_layer(attention: np.ndarray) -> str:
 def _data(kind: str, content) -> str:
     return f'data:{kind};base64,{base64.b64encode(bytes(content)).decode()}'
 
+# %% ../nbs/10_report.ipynb #5c0e7a20
+def _places(reading, known) -> list[dict]:
+    "Return what the page shows of each location."
+    places = []
+    for name, p, threshold in zip(LOCATIONS, reading.probabilities[1:], reading.thresholds):
+        place = {'name': name, 'title': LOCATION_NAMES[name], 'x': MAP[name][0], 'y': MAP[name][1]}
+        place |= {'assessed': not np.isnan(p), 'probability': float(np.nan_to_num(p))}
+        place |= {'threshold': float(threshold), 'flagged': bool(p >= threshold)}
+        places.append(place | {'true': known is not None and bool(known[name])})
+    return places
+
+
+def _frame(reading, view: str, locations: list[str]) -> dict:
+    "Return what the page shows of one view; places are in percent of its frame's width and height."
+    side, artery, plane = parse_view(view)
+    shown = {'view': view, 'title': f'{side} {artery}, {plane}', 'picture': None, 'layers': [],
+             'left': 0, 'top': 0, 'width': 0, 'height': 0,
+             'warnings': [text for own, text in reading.warnings if own == view]}
+    frame, settings = reading.frames[VIEWS.index(view)], reading.settings
+    if frame is None: return shown
+    height, width = frame.shape
+
+    def percent(*place):
+        x, y = settings.place_back(*place, width, height)
+        return round(100 * (x + 0.5) / width, 3), round(100 * (y + 0.5) / height, 3)
+
+    (left, top), (right, bottom) = percent(-0.5, -0.5), percent(*[settings.size - 0.5] * 2)
+    layers = []
+    for location in [name for name in locations if view in reading.views_of(name)]:
+        attention = attention_map(reading.maps, location, view)
+        x, y = percent(*peak_of(attention))
+        layers.append({'location': location, 'picture': attention_layer(attention), 'x': x, 'y': y})
+    return shown | {'picture': thumbnail(frame), 'layers': layers, 'left': left, 'top': top,
+                    'width': round(right - left, 3), 'height': round(bottom - top, 3)}
+
 # %% ../nbs/10_report.ipynb #54352158
 def page_of(reading: Reading, truth: pd.DataFrame | None = None) -> dict:
     """Return what the page shows of a study.
@@ -51,51 +97,54 @@ def page_of(reading: Reading, truth: pd.DataFrame | None = None) -> dict:
         True labels, as `read_labels` returns them.
     """
     known = None if truth is None else truth.loc[canonical_index(reading.study.index)]
-    flagged, places = reading.flagged, []
-    for name, p, t in zip(LOCATIONS, reading.probabilities[1:], reading.thresholds):
-        places.append({'name': name, 'title': LOCATION_NAMES[name], 'assessed': not np.isnan(p), 'probability': float(np.nan_to_num(p)),
-                       'threshold': float(t), 'flagged': name in flagged, 'true': known is not None and bool(known[name]),
-                       'x': MAP[name][0], 'y': MAP[name][1]})
+    places = _places(reading, known)
     surest = max(places, key=lambda place: place['probability'])
-    shown = [place for place in places if place['flagged'] or place is surest] if reading.maps is not None else []
+    shown = [place for place in places if place['flagged'] or place is surest]
+    shown = sorted(shown, key=lambda place: -place['probability']) if reading.maps is not None else []
     views = [_frame(reading, view, [place['name'] for place in shown]) for view in VIEWS]
-    face = next(frame for frame in [*(reading.frames[VIEWS.index(view)] for view in reading.views_of(surest['name'])), *reading.frames]
-                if frame is not None)
-    return {'index': reading.study.index, 'risk': float(reading.probabilities[0]), 'locations': places, 'frames': views,
-            'shown': sorted(shown, key=lambda place: -place['probability']), 'thumbnail': thumbnail(face, 84),
+    first = [reading.frames[VIEWS.index(view)] for view in reading.views_of(surest['name'])]
+    face = next(frame for frame in [*first, *reading.frames] if frame is not None)
+    unseen = [view for view, seen in zip(VIEWS, reading.present) if not seen]
+    return {'index': reading.study.index, 'risk': float(reading.probabilities[0]), 'locations': places,
+            'frames': views, 'shown': shown, 'thumbnail': thumbnail(face, 84), 'unseen': unseen,
             'warnings': len(reading.warnings), 'notes': [text for view, text in reading.warnings if not view]}
 
+# %% ../nbs/10_report.ipynb #5c0e7a1d
+def chance(p: float) -> str:
+    "Return a probability with three digits, never as 0 or 1."
+    return '<0.001' if p < 0.001 else '>0.999' if p > 0.999 else f'{p:.3f}'
 
-def _frame(reading, view: str, locations: list[str]) -> dict:
-    "Return what the page shows of one view; places are in percent of its frame's width and height."
-    side, artery, plane = parse_view(view)
-    shown = {'view': view, 'title': f'{side} {artery}, {plane}', 'picture': None, 'layers': [], 'left': 0, 'top': 0, 'width': 0, 'height': 0,
-             'warnings': [text for own, text in reading.warnings if own == view]}
-    frame, settings = reading.frames[VIEWS.index(view)], reading.settings
-    if frame is None: return shown
-    height, width = frame.shape
-    percent = lambda x, y: (round(100 * (x + 0.5) / width, 3), round(100 * (y + 0.5) / height, 3))
-    (left, top), (right, bottom) = (percent(*settings.place_back(corner, corner, width, height)) for corner in (-0.5, settings.size - 0.5))
-    layers = []
-    for location in [name for name in locations if view in reading.views_of(name)]:
-        attention = attention_map(reading.maps, location, view)
-        x, y = percent(*settings.place_back(*peak_of(attention), width, height))
-        layers.append({'location': location, 'picture': attention_layer(attention), 'x': x, 'y': y})
-    return shown | {'picture': thumbnail(frame), 'layers': layers, 'left': left, 'top': top,
-                    'width': round(right - left, 3), 'height': round(bottom - top, 3)}
-
-# %% ../nbs/10_report.ipynb #d725beb6
+# %% ../nbs/10_report.ipynb #5c0e7a21
 class _Ordered:
     "Pages, highest risk first, one after the other."
-    def __init__(self, pages): self.pages, self.order = pages, sorted(range(len(pages)), key=lambda i: -pages[i]['risk'])
+    def __init__(self, pages):
+        self.pages, self.content = pages, hashlib.sha256()
+        risks = []
+        for page in pages:
+            told = [page['index'], page['risk'], *(place['probability'] for place in page['locations'])]
+            self.content.update(json.dumps(told).encode())
+            risks.append(page['risk'])
+        self.content = self.content.hexdigest()[:16]
+        self.order = sorted(range(len(risks)), key=lambda i: -risks[i])
 
     def __len__(self): return len(self.order)
 
-    def __iter__(self): return (self.pages[i] | {'anchor': f'patient-{number}'} for number, i in enumerate(self.order, 1))
+    def __iter__(self):
+        return (self.pages[i] | {'anchor': f'patient-{number}'} for number, i in enumerate(self.order, 1))
 
 
-def write_report(path, pages: Sequence[dict], title: str, facts: dict[str, str], notices: list[str], record: dict | None = None,
-                 curves=None, errors=(), known: bool = False) -> Path:
+def _template():
+    environment = Environment(loader=PackageLoader('coding_vessels', 'assets'), autoescape=True,
+                              undefined=StrictUndefined, trim_blocks=True)
+    environment.filters['number'] = lambda value: '–' if value is None else f'{value:.3f}'
+    environment.filters['chance'] = chance
+    korean = (files('coding_vessels') / 'assets/report.ko.json').read_text(encoding='utf-8')
+    environment.globals |= {'lines': MAP_LINES, 'korean': json.loads(korean)}
+    return environment.get_template('report.html')
+
+# %% ../nbs/10_report.ipynb #d725beb6
+def write_report(path, pages: Sequence[dict], title: str, facts: dict[str, str], notices: list[str],
+                 record: dict | None = None, curves=None, errors=(), known: bool = False) -> Path:
     """Write the page and return its path.
 
     Parameters
@@ -117,14 +166,11 @@ def write_report(path, pages: Sequence[dict], title: str, facts: dict[str, str],
     known : bool
         Whether the pages hold true labels.
     """
-    import io
-    from jinja2 import Environment, StrictUndefined
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters['number'] = lambda value: '–' if value is None else f'{value:.3f}'
-    template = environment.from_string((files('coding_vessels') / 'assets/report.html').read_text(encoding='utf-8'))
     drawing = io.BytesIO()
     if curves is not None: curves.savefig(drawing, format='svg', metadata={'Date': None})
-    stream = template.stream(pages=_Ordered(pages), title=title, facts=facts, notices=notices, record=record, lines=MAP_LINES, errors=list(errors),
-                             known=known, curves=_data('image/svg+xml', drawing.getvalue()) if curves is not None else None)
-    with whole(path) as beside, open(beside(), 'w', encoding='utf-8', errors='backslashreplace') as out: out.writelines(stream)
+    picture = _data('image/svg+xml', drawing.getvalue()) if curves is not None else None
+    stream = _template().stream(pages=_Ordered(pages), title=title, facts=facts, notices=notices,
+                                record=record, errors=list(errors), known=known, curves=picture)
+    with whole(path) as beside, open(beside(), 'w', encoding='utf-8', errors='backslashreplace') as out:
+        out.writelines(stream)
     return Path(path)
