@@ -40,7 +40,7 @@ def page(folder):
         page.on("request", lambda request: page.requests.append(request.url) if not request.url.startswith("data:") else None)
         page.goto((folder / "report.html").as_uri())
         yield page
-        assert page.trouble == [] and page.requests == [(folder / "report.html").as_uri()]
+        assert page.trouble == [] and set(page.requests) == {(folder / "report.html").as_uri()}
         browser.close()
 
 
@@ -60,7 +60,7 @@ def test_links_lead_to_a_patient_and_back(page):
     page.locator("#patients tbody tr").nth(1).locator("a").click()
     shows("#patient-2", "#overview")
     assert page.locator("section.patient:visible").count() == 1
-    page.get_by_text("Lower risk").locator("visible=true").click()
+    page.locator("#patient-2 .after").click()
     shows("#patient-3", "#patient-2")
     page.go_back()
     shows("#patient-2", "#patient-3")
@@ -83,6 +83,118 @@ def test_attention_is_switched_on_and_off(page):
     assert layer["x"] >= frame["x"] - 1 and layer["width"] <= frame["width"] + 1
     patient.locator("input[type=radio]").first.check()
     assert patient.locator(".layer:visible").count() == 0
+
+
+def viewer(page):
+    """Open the first patient's first frame by the keyboard, as a dialog with both planes."""
+    page.locator("#patients tbody a").first.click()
+    page.locator("#patient-1 button.frame").first.focus()
+    page.keyboard.press("Enter")
+    page.locator("#viewer").wait_for(state="visible")
+    return page.locator("#viewer")
+
+
+def test_viewer_shows_both_planes_and_the_next_injection(page):
+    dialog = viewer(page)
+    assert "Not a medical device" in dialog.inner_text()
+    names = dialog.locator(".pane b").all_inner_texts()
+    assert [name[:4] for name in names] == ["LI-A", "LI-B"]
+    page.keyboard.press("ArrowRight")
+    assert [name[:4] for name in dialog.locator(".pane b").all_inner_texts()] == ["LV-A", "LV-B"]
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="hidden")
+    assert page.locator("#patient-1").is_visible()
+
+
+def test_viewer_zooms_pans_and_resets(page):
+    viewer(page)
+    style = "getComputedStyle(document.querySelector('.pane .stage')).transform"
+    whole = page.evaluate(style)
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    larger = page.evaluate(style)
+    assert float(larger[7:].split(",")[0]) == pytest.approx(1.44, abs=0.01)
+    box = page.locator(".pane").first.bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 130, box["y"] + 120)
+    page.mouse.up()
+    moved = [float(after) - float(before) for after, before in zip(page.evaluate(style)[7:-1].split(","), larger[7:-1].split(","))]
+    assert moved[4:] == pytest.approx([30, 20], abs=1)
+    page.mouse.wheel(0, -100)
+    assert float(page.evaluate(style)[7:].split(",")[0]) == pytest.approx(1.44 * 1.2, abs=0.01)
+    page.keyboard.press("0")
+    assert page.evaluate(style) == whole
+
+
+def test_viewer_changes_window_level_and_inverts(page):
+    viewer(page)
+    slope = lambda: float(page.locator("#window feFuncR").get_attribute("slope") or 1)
+    page.locator("#width").fill("64")
+    assert slope() == pytest.approx(4)
+    page.keyboard.press("Tab")
+    page.locator(".pane").first.focus()
+    page.keyboard.press("i")
+    assert slope() == pytest.approx(-4)
+    page.keyboard.press("0")
+    assert slope() == pytest.approx(1) and not page.locator("#invert").is_checked()
+
+
+def test_list_sorts_filters_and_searches(page):
+    risks = "[...document.querySelectorAll('#list tr')].map(row => Number(row.cells[2].dataset.key))"
+    assert page.evaluate(risks) == sorted(page.evaluate(risks), reverse=True)
+    head = page.get_by_role("button", name="Probability of an aneurysm")
+    head.click()
+    assert page.evaluate(risks) == sorted(page.evaluate(risks))
+    page.locator("#filters input[value=flagged]").check()
+    flagged = page.locator("#list tr:visible")
+    assert 0 < flagged.count() == page.locator("#list tr:not([data-flagged='0'])").count()
+    page.locator("#filters input[value=flagged]").uncheck()
+    page.locator("#search").fill("1007")
+    assert page.locator("#list tr:visible").count() == 1
+    assert page.locator("#count").inner_text() == "1 of 9 patients"
+
+
+def test_keys_lead_through_the_list(page):
+    page.keyboard.press("n")  # the next flagged one
+    first = page.evaluate("location.hash")
+    page.keyboard.press("j")
+    assert page.evaluate("location.hash") != first
+    page.keyboard.press("k")
+    assert page.evaluate("location.hash") == first
+
+
+def test_probabilities_are_never_rounded_to_certainty():
+    from coding_vessels.report import chance
+
+    assert [chance(p) for p in (0.9996, 0.42, 0.0004)] == [">0.999", "0.420", "<0.001"]
+
+
+def test_reader_decides_and_exports(page):
+    page.locator("#list tr:not([data-flagged='0']) a").first.click()
+    patient = page.locator("section.patient:visible")
+    index = patient.get_attribute("data-index")
+    place = patient.locator(".decision b").first.inner_text()
+    patient.get_by_label("reject").first.check()
+    patient.locator(".reader select").select_option("BA")
+    patient.get_by_role("button", name="add", exact=True).click()
+    patient.locator(".note").fill('a bend, "not" a sac')
+    page.reload()
+    patient = page.locator("section.patient:visible")
+    assert patient.get_by_label("reject").first.is_checked() and patient.locator(".added").inner_text().startswith("BA")
+    page.evaluate("location.hash = ''")
+    with page.expect_download() as download:
+        page.locator("#export").click()
+    lines = download.value.path().read_text(encoding="utf-8-sig").splitlines()
+    assert lines[0] == "Index,location,decision,note"
+    assert {f'"{index}","{place}","rejected",""', f'"{index}","BA","added",""', f'"{index}","","","a bend, ""not"" a sac"'} == set(lines[1:])
+
+
+def test_page_speaks_korean(page):
+    page.locator("#language").select_option("ko")
+    assert page.locator("html").get_attribute("lang") == "ko"
+    english = page.evaluate("[...document.querySelectorAll('#patients [data-t]')].filter(part => !KO[part.dataset.t]).map(part => part.dataset.t)")
+    assert english == [] and "환자" in page.locator("#patients").inner_text()
 
 
 def test_phone_and_paper(page):
