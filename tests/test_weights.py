@@ -1,0 +1,44 @@
+"""The shipped weights: what they say of five patients in every engine, and that saved outputs were made with them."""
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from coding_vessels.anatomy import LABELS
+from coding_vessels.engines import SHIPPED, export_model, load_engine
+from coding_vessels.prediction import predict_studies
+from coding_vessels.studies import read_cohort
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "data/demo"
+DIGEST = hashlib.sha256(SHIPPED.read_bytes()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("name", ["keras", "openvino", "onnx"])
+def test_golden_probabilities(name, tmp_path):
+    model = SHIPPED
+    if name == "onnx":
+        pytest.importorskip("onnxruntime")
+        shutil.copy(SHIPPED, tmp_path / "vessel.keras")
+        model = tmp_path / "vessel.keras"
+        export_model(model, name)
+    studies, _ = read_cohort(DEMO / "test.csv", DEMO, labelled=False)
+    now = predict_studies(load_engine(model, name), studies)[0].set_index("Index")[list(LABELS)]
+    kept = pd.read_csv(DEMO / "probabilities.csv", dtype={"Index": str}).set_index("Index")[list(LABELS)]
+    assert len(now) == 5
+    pd.testing.assert_frame_equal(now, kept, check_exact=False, rtol=0, atol=1e-4)
+
+
+def test_saved_outputs_are_of_these_weights():
+    said = {}
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+        outputs = [cell["outputs"] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+        said[path.stem] = set(re.findall(r"weights ([0-9a-f]{16})\b", json.dumps(outputs)))
+    told = {name: digests for name, digests in said.items() if digests}
+    assert "15_outside" in told
+    assert {name: digests for name, digests in told.items() if digests != {DIGEST}} == {}
