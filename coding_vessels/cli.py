@@ -319,6 +319,7 @@ def evaluate(args) -> int:
     if args.compare:
         other = evaluation.read_prediction(args.compare)
         record['comparison'] = {'with': str(args.compare)} | evaluation.compare(truth, tables, other)
+    if args.readers: record['reader'] = evaluation.with_reader(truth, tables[0], evaluation.read_decisions(args.readers, tables[0]))
     print(evaluation.describe(record))
     if args.out:
         made = evaluation.write_scores(record, args.out, evaluation.draw_curves(truth, tables[0]))
@@ -417,6 +418,7 @@ def _parser() -> argparse.ArgumentParser:
          ('--out', dict(help='the list (default: triage.csv in the folder)')), ('--overwrite', dict(action='store_true')))
     verb(evaluate, ('--truth', dict(required=True, help='groundtruth.csv')), ('--output', dict(required=True, help='output.csv')),
          ('--probabilities', dict(help='probabilities of the locations (default: probabilities.csv beside the output, if it is there)')),
+         ('--readers', dict(help='what a reader thought: the CSV that the report page saves')),
          ('--compare', dict(help='another output.csv for the same patients')), ('--groups', dict(help='CSV with Index and a column for each division of the patients, such as scanner')),
          ('--out', dict(help='folder for scores.json and the curves')), ('--overwrite', dict(action='store_true')))
     verb(demo, ('--out', dict(default='coding_vessels_demo', help='new folder (default coding_vessels_demo)')), seed,

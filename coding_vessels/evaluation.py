@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 from scipy.stats import binomtest, norm, permutation_test, rankdata
-from sklearn.metrics import precision_recall_curve, roc_curve
+from sklearn.metrics import cohen_kappa_score, precision_recall_curve, roc_curve
 
 from .anatomy import LABELS, LOCATIONS, views_of
 from .files import settle, whole
@@ -24,8 +24,8 @@ __all__ = ['TRIVIAL', 'LOCATION_FIGURES', 'read_labels', 'align', 'read_predicti
            'average_precision', 'sensitivity_at_specificity', 'calibration_table', 'calibration_error',
            'calibrated_error', 'figures', 'location_figures', 'wilson', 'trials_of', 'share', 'delong',
            'auroc_interval', 'bootstrap', 'figure_intervals', 'read_findings', 'by_size', 'trivial_figures', 'evaluate',
-           'figure_table', 'location_table', 'delong_test', 'mcnemar', 'compare', 'read_groups', 'describe',
-           'draw_curves', 'write_scores']
+           'figure_table', 'location_table', 'delong_test', 'mcnemar', 'compare', 'read_decisions', 'with_reader',
+           'read_groups', 'describe', 'draw_curves', 'write_scores']
 
 # %% ../nbs/08_evaluation.ipynb #1c43a85a
 def read_labels(csv, truth: bool = False, partial: bool = False) -> pd.DataFrame:
@@ -624,6 +624,78 @@ def compare(truth: pd.DataFrame, one: list[pd.DataFrame], other: list[pd.DataFra
     return {'DeLong': dict(zip('zp', map(_number, delong_test(y[:, 0], first[0][:, 0], second[0][:, 0])))),
             'McNemar': dict(zip(('only this', 'only the other', 'p'), mcnemar(*right))), 'differences': differences}
 
+# %% ../nbs/08_evaluation.ipynb #638272d2
+_DECISIONS = {'accepted': 1, 'rejected': 0, 'added': 1}
+
+
+def read_decisions(csv, output: pd.DataFrame) -> pd.DataFrame:
+    """Return an output with a reader's decisions: what was accepted or added is flagged, what was rejected is not.
+
+    Parameters
+    ----------
+    csv : str or Path
+        As the report page saves it: Index, location and decision (accepted, rejected, added). Lines without a
+        location are notes.
+    output : DataFrame
+        As `read_labels` returns it.
+
+    Returns
+    -------
+    DataFrame
+        Same shape; `Aneurysm` is 1 exactly when a location is 1.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If a column is missing, a place is decided twice, or a patient, location or decision is unknown.
+    """
+    table, read, decided = read_table(csv), output.copy(), set()
+    lacking = [name for name in ('location', 'decision') if name not in table]
+    if lacking: raise ValueError(f'{csv} has no column {lacking[0]}; give the CSV that the report page saves.')
+    for line, row in table[table.location != ''].iterrows():
+        place, start = (canonical_index(row.Index), row.location), f'{csv}, line {line}: '
+        if place[0] not in read.index: raise ValueError(f'{start}patient {row.Index} was not predicted; remove it.')
+        if row.location not in LOCATIONS:
+            raise ValueError(f"{start}'{row.location}' is no location; use one of {', '.join(LOCATIONS)}.")
+        if row.decision not in _DECISIONS:
+            raise ValueError(f"{start}'{row.decision}' is no decision; use one of {', '.join(_DECISIONS)}.")
+        if place in decided: raise ValueError(f'{start}{row.location} of {row.Index} is decided twice; keep one.')
+        decided.add(place)
+        read.loc[place] = _DECISIONS[row.decision]
+    return read.assign(Aneurysm=read[list(LOCATIONS)].max(axis=1))
+
+# %% ../nbs/08_evaluation.ipynb #5196ef6d
+def with_reader(truth: pd.DataFrame, output: pd.DataFrame, read: pd.DataFrame) -> dict:
+    """Return what a reader's decisions are worth.
+
+    Parameters
+    ----------
+    truth, output, read : DataFrame
+        Labels, flags, and the flags after `read_decisions`.
+
+    Returns
+    -------
+    dict
+        'kept', 'rejected' and 'added', numbers of places; 'kappa', Cohen's; and 'figures': sensitivity and specificity
+        over places, alone and with the reader, each with score, low and high.
+    """
+    names = list(LOCATIONS)
+    y, alone, both = (table[names].to_numpy(bool) for table in (truth, align(truth, output), align(truth, read)))
+    patients = np.repeat(np.arange(len(y)), len(names)).reshape(y.shape)
+    rows = {}
+    for who, flags in (('network alone', alone), ('with the reader', both)):
+        rows[f'sensitivity, {who}'] = _triple(*share(flags[y], patients[y]))
+        rows[f'specificity, {who}'] = _triple(*share(~flags[~y], patients[~y]))
+    return {'kept': int((alone & both).sum()), 'rejected': int((alone & ~both).sum()),
+            'added': int((both & ~alone).sum()), 'kappa': _number(_kappa(alone, both)), 'figures': rows}
+
+
+def _kappa(one: np.ndarray, other: np.ndarray) -> float:
+    "Return Cohen's kappa of two boolean arrays; not-a-number where both say the same of everything."
+    return cohen_kappa_score(one.ravel(), other.ravel()) if len(np.unique([one, other])) > 1 else float('nan')
+
 # %% ../nbs/08_evaluation.ipynb #5d68f046
 def read_groups(csv) -> pd.DataFrame:
     """Return the divisions of the patients of a CSV: one row a patient, one column of text for each division.
@@ -661,6 +733,11 @@ def describe(record: dict) -> str:
     for column, groups in record.get('groups', {}).items():
         for value, row in groups.items():
             lines += [f'{column} {value}: {row["patients"]} patients, {row["with aneurysm"]} with an aneurysm', *(line(f'  {name}', row[name]) for name in ('AUROC', 'sensitivity', 'specificity'))]
+    if 'reader' in record:
+        reader = record['reader']
+        lines.append(f'with the reader: {reader["kept"]} flags kept, {reader["rejected"]} rejected, {reader["added"]} '
+                     f"places added; Cohen's kappa {show(reader['kappa']).strip()}")
+        lines += [line(f'  {name}', row) for name, row in reader['figures'].items()]
     if 'comparison' in record:
         against = record['comparison']
         lines += [f'minus {against.get("with", "the other")}:', *(line(f'  {name}', row) for name, row in against['differences'].items())]
