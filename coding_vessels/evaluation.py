@@ -735,8 +735,8 @@ def describe(record: dict) -> str:
             lines += [f'{column} {value}: {row["patients"]} patients, {row["with aneurysm"]} with an aneurysm', *(line(f'  {name}', row[name]) for name in ('AUROC', 'sensitivity', 'specificity'))]
     if 'reader' in record:
         reader = record['reader']
-        lines.append(f'with the reader: {reader["kept"]} flags kept, {reader["rejected"]} rejected, {reader["added"]} '
-                     f"places added; Cohen's kappa {show(reader['kappa']).strip()}")
+        lines.append(f'with the reader: flags kept {reader["kept"]}, rejected {reader["rejected"]}, '
+                     f"added {reader['added']}; Cohen's kappa {show(reader['kappa']).strip()}")
         lines += [line(f'  {name}', row) for name, row in reader['figures'].items()]
     if 'comparison' in record:
         against = record['comparison']

@@ -170,7 +170,7 @@ def test_probabilities_are_never_rounded_to_certainty():
     assert [chance(p) for p in (0.9996, 0.42, 0.0004)] == [">0.999", "0.420", "<0.001"]
 
 
-def test_reader_decides_and_exports(page):
+def test_reader_decides_and_exports(page, folder, capsys):
     page.locator("#list tr:not([data-flagged='0']) a").first.click()
     patient = page.locator("section.patient:visible")
     index = patient.get_attribute("data-index")
@@ -188,6 +188,9 @@ def test_reader_decides_and_exports(page):
     lines = download.value.path().read_text(encoding="utf-8-sig").splitlines()
     assert lines[0] == "Index,location,decision,note"
     assert {f'"{index}","{place}","rejected",""', f'"{index}","BA","added",""', f'"{index}","","","a bend, ""not"" a sac"'} == set(lines[1:])
+    words = ["evaluate", "--truth", folder / "cohort/groundtruth.csv", "--output", folder / "output.csv", "--readers", download.value.path()]
+    assert main([str(word) for word in words]) == 0
+    assert "rejected 1, added 1; Cohen's kappa" in capsys.readouterr().out
 
 
 def test_page_speaks_korean(page):
