@@ -83,6 +83,9 @@ class Group:
         self._gone.append(Path(os.path.abspath(path)))
 
     def _commit(self) -> None:
+        for made, path in self._places.items():
+            if made.is_dir() and path.is_dir() and any(path.iterdir()):
+                raise FileExistsError(f'{path} exists and is not an empty folder; choose another or remove it.')
         near = lambda path: str(path.relative_to(self.place.parent) if path.is_relative_to(self.place.parent) else path)
         moves = {str(made.relative_to(self.folder)): near(path) for made, path in self._places.items() if made.exists()}
         told = json.dumps({'moves': moves, 'gone': [near(path) for path in self._gone]})

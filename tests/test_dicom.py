@@ -76,7 +76,7 @@ def test_key_is_never_readable_by_others_and_gives_ids_back(tmp_path, monkeypatc
 
     def watched(table, *args, **options):
         to_csv(table, *args, **options)
-        modes.extend(path.stat().st_mode & 0o777 for path in tmp_path.glob("key*"))
+        modes.extend(path.stat().st_mode & 0o777 for path in tmp_path.rglob("key*"))
 
     monkeypatch.setattr(pd.DataFrame, "to_csv", watched)
     before = os.umask(0)
