@@ -21,8 +21,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .anatomy import (FRONTAL, LABELS, LOCATIONS, MIRRORED, MIRROR_LABELS, MIRROR_VIEWS, SHOWN, STRUCTURES, VIEWS, mirror_study,
-                                    structure_of, views_of)
+from .anatomy import (FRONTAL, LABELS, LOCATIONS, MIRRORED, MIRROR_LABELS, MIRROR_VIEWS, SHOWN,
+                                    STRUCTURES, VIEWS, mirror_study, structure_of, views_of)
 from .preprocessing import Preprocessing, preprocess_frame, preprocess_study
 from .studies import FrameError, Study
 
@@ -32,11 +32,12 @@ __all__ = ['PREPROCESSING_VERSION', 'CELL', 'MASK', 'load_study', 'marks_of', 'l
            'draw_pairs', 'phantom_batches', 'pair_squares', 'square_batches']
 
 # %% ../nbs/04_batches.ipynb #1a0e4e68
-PREPROCESSING_VERSION = 1    # raise it when 03_preprocessing gives other frames: old caches are then left alone
+PREPROCESSING_VERSION = 1    # raise it when 03_preprocessing gives other frames: old caches are left alone
 
 
 def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache=None) -> np.ndarray:
-    """Return the eight preprocessed frames of a study, zeros for missing views, from the cache where they are there.
+    """Return the eight preprocessed frames of a study, zeros for missing views, from the cache where they
+    are there.
 
     Parameters
     ----------
@@ -55,9 +56,11 @@ def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache=No
         If a frame cannot be read.
     """
     if cache is None: return preprocess_study(study, settings)
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in study.frames if path and path.exists()]
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
+             for path in study.frames if path and path.exists()]
     stats.append(study.present.tolist())
-    name = hashlib.sha256(repr((PREPROCESSING_VERSION, stats, sorted(asdict(replace(settings, again=())).items()))).encode()).hexdigest()[:32]
+    made = repr((PREPROCESSING_VERSION, stats, sorted(asdict(replace(settings, again=())).items())))
+    name = hashlib.sha256(made.encode()).hexdigest()[:32]
     file = Path(cache) / f'{name}.npy'
     try: return np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError): pass                    # not there yet, or damaged: made anew
@@ -66,7 +69,7 @@ def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache=No
     beside = file.with_suffix(f'.{os.getpid()}-{threading.get_ident()}.partial')
     try:
         np.save(content := io.BytesIO(), frames)
-        beside.write_bytes(content.getbuffer())                     # unlike np.save itself, this says why it cannot write
+        beside.write_bytes(content.getbuffer())         # unlike np.save itself, this says why it cannot write
         os.replace(beside, file)
     finally: beside.unlink(missing_ok=True)
     return frames
@@ -95,7 +98,8 @@ def load_marks(study: Study, settings: Preprocessing = Preprocessing()) -> np.nd
     Returns
     -------
     ndarray, shape (n, 5), float32, or None
-        One row for each aneurysm and view that shows it: number of the view, number of the location, x, y and radius in pixels.
+        One row for each aneurysm and view that shows it: number of the view, number of the location, x, y
+        and radius in pixels.
         None if the study has no truth file.
 
     Raises
@@ -122,7 +126,8 @@ class Augmentation:
 
 # %% ../nbs/04_batches.ipynb #5ff7653a
 def augment_study(frames: np.ndarray, labels: np.ndarray, rng: np.random.Generator,
-                  settings: Augmentation = Augmentation(), marks: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+                  settings: Augmentation = Augmentation(), marks: np.ndarray | None = None
+                  ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return changed frames and the labels and marks that belong to them.
 
     Parameters
@@ -144,13 +149,18 @@ def augment_study(frames: np.ndarray, labels: np.ndarray, rng: np.random.Generat
         frames, labels = mirror_study(frames), labels[MIRROR_LABELS]
         if marks is not None:
             view, location = marks[:, :2].astype(int).T
-            marks[:, 0], marks[:, 1], marks[:, 2] = MIRROR_VIEWS[view], MIRROR_LABELS[location + 1] - 1, np.where(FRONTAL[view], size - 1 - marks[:, 2], marks[:, 2])
+            marks[:, 0], marks[:, 1], marks[:, 2] = (
+                MIRROR_VIEWS[view], MIRROR_LABELS[location + 1] - 1,
+                np.where(FRONTAL[view], size - 1 - marks[:, 2], marks[:, 2]))
     for i, frame in enumerate(frames):
         turn, scale, gamma, *shift = rng.uniform(-1, 1, 5)
-        move = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), turn * settings.turn, 1 + scale * settings.scale)
+        move = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2),
+                                       turn * settings.turn, 1 + scale * settings.scale)
         move[:, 2] += np.array(shift) * settings.shift * size
-        moved = cv2.warpAffine(frame, move, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        bent = cv2.LUT(moved, (255 * (np.arange(256) / 255) ** np.exp(gamma * settings.gamma)).astype(np.float32))
+        moved = cv2.warpAffine(frame, move, (size, size), flags=cv2.INTER_LINEAR,
+                               borderMode=cv2.BORDER_REPLICATE)
+        bent = cv2.LUT(moved, (255 * (np.arange(256) / 255) ** np.exp(gamma * settings.gamma)
+                               ).astype(np.float32))
         shade = rng.normal(0, settings.shade, (4, 4)).astype(np.float32)
         bent += cv2.resize(shade, (size, size), interpolation=cv2.INTER_CUBIC)
         changed[i] = np.clip(bent, 0, 255) + 0.5
@@ -182,11 +192,12 @@ def draw_maps(marks: np.ndarray | None, size: int) -> np.ndarray:
     """
     cells = size // CELL
     if marks is None: return np.full((len(VIEWS), cells, cells, len(STRUCTURES)), -1, np.float32)
-    maps, (rows, columns) = np.zeros((len(VIEWS), cells, cells, len(STRUCTURES)), np.float32), np.mgrid[:cells, :cells]
+    maps, (rows, columns) = (np.zeros((len(VIEWS), cells, cells, len(STRUCTURES)), np.float32),
+                             np.mgrid[:cells, :cells])
     for view, location, x, y, radius in marks:
         view = int(view)
         column, row = int((size - 1 - x if MIRRORED[view] else x) + 0.5) // CELL, int(y + 0.5) // CELL
-        if not (0 <= row < cells and 0 <= column < cells): continue                 # augmentation moved it out of the frame
+        if not (0 <= row < cells and 0 <= column < cells): continue   # augmentation moved it out of the frame
         width = max(1.0, 0.6 * radius / CELL)
         peak = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * width ** 2))
         one = maps[view, ..., structure_of(LOCATIONS[int(location)], VIEWS[view])]
@@ -195,10 +206,13 @@ def draw_maps(marks: np.ndarray | None, size: int) -> np.ndarray:
 
 # %% ../nbs/04_batches.ipynb #1f5bb979
 def draw_presence(rng: np.random.Generator) -> np.ndarray:
-    "Return which of the eight views a study has, (8,), bool: a plane, some injections or single views are missing; never all."
+    """Return which of the eight views a study has, (8,), bool: a plane, some injections or single views are
+    missing; never all.
+    """
     views = np.array(VIEWS)
     planes = np.char.endswith(views, rng.choice(['A', 'B']))
-    injections = np.isin([view[:2] for view in VIEWS], rng.choice(['LI', 'LV', 'RI', 'RV'], rng.integers(1, 4), replace=False))
+    injections = np.isin([view[:2] for view in VIEWS],
+                         rng.choice(['LI', 'LV', 'RI', 'RV'], rng.integers(1, 4), replace=False))
     carotids = np.char.find(views, 'I') == 1
     single = rng.random(len(views)) < rng.uniform(0.2, 0.9)
     present = (planes, injections, carotids, single)[rng.integers(4)]
@@ -206,7 +220,8 @@ def draw_presence(rng: np.random.Generator) -> np.ndarray:
 
 
 def hide_views(frames: np.ndarray, labels: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return frames, (8, size, size), and labels, (22,), of a study from which the views that are not `present`, (8,), are taken.
+    """Return frames, (8, size, size), and labels, (22,), of a study from which the views that are not
+    `present`, (8,), are taken.
 
     Locations that no view shows are -1, unknown; `Aneurysm` is whether any of the others has one.
     """
@@ -216,11 +231,13 @@ def hide_views(frames: np.ndarray, labels: np.ndarray, present: np.ndarray) -> t
     return frames, np.concatenate([[float((located == 1).any())], located]).astype(np.float32)
 
 # %% ../nbs/04_batches.ipynb #fbf427cb
-def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(), batch_size: int = 8, shuffle: bool = False,
-                  seed: int = 0, augmentation: Augmentation | None = None, cache=None, maps: bool = False):
+def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(), batch_size: int = 8,
+                  shuffle: bool = False, seed: int = 0, augmentation: Augmentation | None = None, cache=None,
+                  maps: bool = False):
     """Return a `tf.data.Dataset` of frames and what to learn from them, that reads as it goes.
 
-    Each pass over it is the same. A training gives each epoch a seed of its own; so an epoch does not depend on those before it.
+    Each pass over it is the same. A training gives each epoch a seed of its own; so an epoch does not
+    depend on those before it.
 
     Parameters
     ----------
@@ -243,9 +260,8 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
     Returns
     -------
     tf.data.Dataset
-        Batches of frames, uint8 (batch, 8, size, size), and a dict: 'labels', float32 (batch, 22), -1 where no
-        view of a location is there, and perhaps 'maps',
-        float32 (batch, 8, size // 16, size // 16, 13).
+        Batches of frames, uint8 (batch, 8, size, size), and a dict: 'labels', float32 (batch, 22), -1 where
+        no view of a location is there, and perhaps 'maps', float32 (batch, 8, size // 16, size // 16, 13).
 
     Raises
     ------
@@ -254,11 +270,14 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
     """
     import tensorflow as tf
     if not studies: raise ValueError('there is no study to make batches of; check the cohort.')
-    if any(study.labels is None for study in studies): raise ValueError('batches need labels; read the cohort with labelled=True.')
+    if any(study.labels is None for study in studies):
+        raise ValueError('batches need labels; read the cohort with labelled=True.')
 
     def load(i):
         frames, labels, marks = load_study(studies[i], settings, cache), studies[i].labels, known[i]
-        if augmentation: frames, labels, marks = augment_study(frames, labels, np.random.default_rng([seed, 1 + i]), augmentation, marks)
+        if augmentation:
+            frames, labels, marks = augment_study(frames, labels, np.random.default_rng([seed, 1 + i]),
+                                                  augmentation, marks)
         targets = draw_maps(marks, settings.size)
         present = frames.any(axis=(1, 2))
         targets[~present] = -1
@@ -269,7 +288,8 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
         frames, *targets = tf.numpy_function(load, [i], [tf.uint8, tf.float32, *[tf.float32] * maps])
         cells = settings.size // CELL
         shapes = {'labels': (len(LABELS),), 'maps': (len(VIEWS), cells, cells, len(STRUCTURES))}
-        targets = {name: tf.ensure_shape(target, shape) for target, (name, shape) in zip(targets, shapes.items())}
+        targets = {name: tf.ensure_shape(target, shape)
+                   for target, (name, shape) in zip(targets, shapes.items())}
         return tf.ensure_shape(frames, (len(VIEWS), settings.size, settings.size)), targets
 
     known = [load_marks(study, settings) if maps else None for study in studies]
@@ -284,13 +304,15 @@ def plain_errors():
     import tensorflow as tf
     try: yield
     except tf.errors.OpError as error:
-        frame, system = (re.search(mark, error.message) for mark in (r'FrameError: (.+)', r"\[Errno (\d+)\] [^:\n]+(?:: '(.+?)')?"))
+        frame, system = (re.search(mark, error.message) for mark in
+                         (r'FrameError: (.+)', r"\[Errno (\d+)\] [^:\n]+(?:: '(.+?)')?"))
         if frame: raise FrameError(frame[1]) from None
         if system: raise OSError(int(system[1]), os.strerror(int(system[1])), system[2]) from None
         raise
 
 # %% ../nbs/04_batches.ipynb #47d8bd46
-def draw_pair(seed, population, scanner, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray]:
+def draw_pair(seed, population, scanner, settings: Preprocessing
+              ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray]:
     """Return two twins that share out a patient's aneurysms: frames, labels, marks and masks.
 
     Parameters
@@ -304,12 +326,13 @@ def draw_pair(seed, population, scanner, settings: Preprocessing) -> tuple[np.nd
     Returns
     -------
     ndarray, ndarray, list of ndarray, ndarray
-        (2, 8, size, size), uint8; (2, 22), uint8; the marks of both, as `load_marks` returns them; and how much of each 4 x 4
-        pixels shows an aneurysm, (2, 8, size // 4, size // 4), uint8, 0 to 255.
+        (2, 8, size, size), uint8; (2, 22), uint8; the marks of both, as `load_marks` returns them; and how
+        much of each 4 x 4 pixels shows an aneurysm, (2, 8, size // 4, size // 4), uint8, 0 to 255.
     """
     from coding_vessels.phantom import draw_twins
     rng, field = np.random.default_rng([*seed, 1]), settings.field or 1.0
-    fields = {'field_of_view': tuple(field * side for side in scanner.field_of_view), 'letters': 0, 'collimated': 0, 'rounded': 0}
+    fields = {'field_of_view': tuple(field * side for side in scanner.field_of_view),
+              'letters': 0, 'collimated': 0, 'rounded': 0}
     half = rng.random(len(LOCATIONS)) < 0.5
     left_out = [{location for location, out in zip(LOCATIONS, half == twin) if out} for twin in (True, False)]
     twins = draw_twins(seed, left_out, settings.size, population, replace(scanner, **fields))
@@ -320,13 +343,17 @@ def draw_pair(seed, population, scanner, settings: Preprocessing) -> tuple[np.nd
         for i, (frame, mask) in enumerate(zip(twin.frames, twin.masks)):
             coded = cv2.imencode('.jpg', frame, [cv2.IMWRITE_JPEG_QUALITY, twin.quality])[1]
             own[i] = preprocess_frame(cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE), whole)
-            own_masks[i] = cv2.resize(255 * (mask == 2).astype(np.uint8), masks.shape[2:], interpolation=cv2.INTER_AREA)
+            own_masks[i] = cv2.resize(255 * (mask == 2).astype(np.uint8), masks.shape[2:],
+                                      interpolation=cv2.INTER_AREA)
     truths = [{'aneurysms': twin.aneurysms, 'size': (settings.size, settings.size)} for twin in twins]
-    return frames, np.stack([twin.labels for twin in twins]), [marks_of(truth, whole) for truth in truths], masks
+    return (frames, np.stack([twin.labels for twin in twins]), [marks_of(truth, whole) for truth in truths],
+            masks)
 
 # %% ../nbs/04_batches.ipynb #01e2811c
-def pair_targets(pair, seed, augmentation: Augmentation | None, missing: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return frames (2, 8, size, size), labels (2, 22) and maps (2, 8, cells, cells, 13) of a pair, both changed alike.
+def pair_targets(pair, seed, augmentation: Augmentation | None, missing: float
+                 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return frames (2, 8, size, size), labels (2, 22) and maps (2, 8, cells, cells, 13) of a pair, both
+    changed alike.
 
     `missing` is the probability that views are hidden.
     """
@@ -334,7 +361,8 @@ def pair_targets(pair, seed, augmentation: Augmentation | None, missing: float) 
     for own_frames, own_labels, marks in zip(*pair[:3]):
         rng = np.random.default_rng(seed)                                     # the same for both twins
         present = draw_presence(rng) if rng.random() < missing else np.ones(len(VIEWS), bool)
-        if augmentation: own_frames, own_labels, marks = augment_study(own_frames, own_labels, rng, augmentation, marks)
+        if augmentation:
+            own_frames, own_labels, marks = augment_study(own_frames, own_labels, rng, augmentation, marks)
         maps = draw_maps(marks, own_frames.shape[1])
         maps[~present] = -1
         own_frames, own_labels = hide_views(own_frames, own_labels, present)
@@ -343,7 +371,8 @@ def pair_targets(pair, seed, augmentation: Augmentation | None, missing: float) 
 
 # %% ../nbs/04_batches.ipynb #652b68e9
 def draw_pairs(population, scanner, settings: Preprocessing, numbers: range, seed: int = 0, workers: int = 1):
-    """Yield the pairs of `draw_pair` with these numbers in order, drawn a little ahead in `workers` processes of their own.
+    """Yield the pairs of `draw_pair` with these numbers in order, drawn a little ahead in `workers` processes
+    of their own.
 
     Parameters
     ----------
@@ -361,8 +390,9 @@ def draw_pairs(population, scanner, settings: Preprocessing, numbers: range, see
             if len(waiting) > 20: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
 
-
-def phantom_batches(pairs, seed: int = 0, augmentation: Augmentation | None = None, missing: float = 0.25, uses: int = 2):
+# %% ../nbs/04_batches.ipynb #94db4180
+def phantom_batches(pairs, seed: int = 0, augmentation: Augmentation | None = None, missing: float = 0.25,
+                    uses: int = 2):
     """Yield batches of two twins each.
 
     Parameters
@@ -379,7 +409,8 @@ def phantom_batches(pairs, seed: int = 0, augmentation: Augmentation | None = No
     Yields
     ------
     ndarray, dict
-        Frames, uint8 (2, 8, size, size), and 'labels', float32 (2, 22), -1 where unknown, and 'maps', as in `study_batches`.
+        Frames, uint8 (2, 8, size, size), and 'labels', float32 (2, 22), -1 where unknown, and 'maps', as in
+        `study_batches`.
     """
     rng, kept, room = np.random.default_rng([seed, 2]), [], 100 * (uses - 1)
 
@@ -408,8 +439,8 @@ def pair_squares(pair, side: int) -> tuple[np.ndarray, np.ndarray]:
     Returns
     -------
     ndarray, ndarray
-        Of standardised frames, right frontal views mirrored, (n, 2, side, side), float16; and their masks as `draw_pair` gives
-        them, (n, 2, side // 4, side // 4), uint8.
+        Of standardised frames, right frontal views mirrored, (n, 2, side, side), float16; and their masks as
+        `draw_pair` gives them, (n, 2, side // 4, side // 4), uint8.
     """
     frames, labels, marks, masks = pair
     grey = frames / np.float32(255)
@@ -423,13 +454,16 @@ def pair_squares(pair, side: int) -> tuple[np.ndarray, np.ndarray]:
             flip = -1 if MIRRORED[view] else 1
             for content, cell, kept in ((grey, MASK, squares), (masks, 1, shown)):
                 half = side // MASK // 2 * cell
-                padded = np.pad(content[[sick, 1 - sick], view], ((0, 0), (half, half), (half, half)), mode='edge')
-                kept.append(padded[:, row * cell:row * cell + 2 * half, column * cell:column * cell + 2 * half][..., ::flip])
+                padded = np.pad(content[[sick, 1 - sick], view], ((0, 0), (half, half), (half, half)),
+                                mode='edge')
+                kept.append(padded[:, row * cell:row * cell + 2 * half,
+                                   column * cell:column * cell + 2 * half][..., ::flip])
     small = side // MASK
     return np.float16(squares).reshape(-1, 2, side, side), np.uint8(shown).reshape(-1, 2, small, small)
 
-
-def square_batches(pairs, seed: int = 0, uses: int = 3, size: int = 16, side: int = 64, reach: int = 16, room: int = 1500):
+# %% ../nbs/04_batches.ipynb #bd6efe44
+def square_batches(pairs, seed: int = 0, uses: int = 3, size: int = 16, side: int = 64, reach: int = 16,
+                   room: int = 1500):
     """Yield batches of squares for the closer look, each an aneurysm's and its twin's.
 
     Parameters
@@ -448,8 +482,9 @@ def square_batches(pairs, seed: int = 0, uses: int = 3, size: int = 16, side: in
     Yields
     ------
     ndarray, dict
-        Squares, float32 (2 * size, side, side, 1), and 'suspicion', float32 (2 * size, 1), 1 where an aneurysm shows, and 'mask',
-        float32 (2 * size, side // 4, side // 4), the share of each cell that shows it.
+        Squares, float32 (2 * size, side, side, 1), and 'suspicion', float32 (2 * size, 1), 1 where an
+        aneurysm shows, and 'mask', float32 (2 * size, side // 4, side // 4), the share of each cell that
+        shows it.
     """
     rng, kept = np.random.default_rng([seed, 3]), deque(maxlen=room)
     small, steps = side // MASK, 2 * reach // MASK
@@ -457,13 +492,16 @@ def square_batches(pairs, seed: int = 0, uses: int = 3, size: int = 16, side: in
     def cut(squares, masks):
         row, column = rng.integers(steps + 1, size=2)
         gain, level = np.exp(rng.normal(0, 0.15)), rng.normal(0, 0.15)
-        square = squares[:, row * MASK:row * MASK + side, column * MASK:column * MASK + side] * np.float32(gain) + np.float32(level)
+        square = (squares[:, row * MASK:row * MASK + side, column * MASK:column * MASK + side]
+                  * np.float32(gain) + np.float32(level))
         mask = masks[:, row:row + small, column:column + small] / np.float32(255)
         return (square.swapaxes(1, 2), mask.swapaxes(1, 2)) if rng.random() < 0.3 else (square, mask)
 
     for pair in pairs:
         kept.extend(zip(*pair_squares(pair, side + 2 * reach)))
         for _ in range(uses if kept else 0):
-            squares, masks = (np.concatenate(part) for part in zip(*(cut(*kept[i]) for i in rng.integers(len(kept), size=size))))
-            yield squares[..., None], {'suspicion': np.float32(masks.max(axis=(1, 2)) > 0.5)[:, None], 'mask': masks}
+            squares, masks = (np.concatenate(part) for part in
+                              zip(*(cut(*kept[i]) for i in rng.integers(len(kept), size=size))))
+            yield squares[..., None], {'suspicion': np.float32(masks.max(axis=(1, 2)) > 0.5)[:, None],
+                                       'mask': masks}
 

@@ -24,7 +24,8 @@ __all__ = ['IDEAS', 'FrameInput', 'preprocessing_of', 'Folded', 'ViewEmbedding',
 # %% ../nbs/06_model.ipynb #02f7d491
 @keras.saving.register_keras_serializable(package='coding_vessels')
 class FrameInput(layers.Layer):
-    """Turns uint8 frames (batch, 8, size, size) into float32 (batch, 8, size, size, channels) and keeps the preprocessing settings.
+    """Turns uint8 frames (batch, 8, size, size) into float32 (batch, 8, size, size, channels) and keeps the
+    preprocessing settings.
 
     Parameters
     ----------
@@ -44,15 +45,17 @@ class FrameInput(layers.Layer):
     def call(self, frames):
         x = ops.cast(frames, self.compute_dtype)[..., None]
         if not self.imagenet: return x / 255
-        return ops.concatenate([x, x, x], axis=-1) - ops.convert_to_tensor([103.939, 116.779, 123.68], self.compute_dtype)
+        return (ops.concatenate([x, x, x], axis=-1)
+                - ops.convert_to_tensor([103.939, 116.779, 123.68], self.compute_dtype))
 
     def compute_output_shape(self, shape):
         return (*shape, 3 if self.imagenet else 1)
 
     def get_config(self):
-        return super().get_config() | {'preprocessing': self.preprocessing, 'imagenet': self.imagenet, 'order': ORDER}
+        return super().get_config() | {'preprocessing': self.preprocessing, 'imagenet': self.imagenet,
+                                       'order': ORDER}
 
-
+# %% ../nbs/06_model.ipynb #232036f0
 def preprocessing_of(model) -> Preprocessing:
     """Return the preprocessing settings that a model was made for.
 
@@ -68,7 +71,9 @@ def preprocessing_of(model) -> Preprocessing:
 # %% ../nbs/06_model.ipynb #acd069c4
 @keras.saving.register_keras_serializable(package='coding_vessels')
 class Folded(layers.Wrapper):
-    "Applies one layer or model to each item of the second axis alike: (batch, items, ...) to (batch, items, ...), once for each output."
+    """Applies one layer or model to each item of the second axis alike: (batch, items, ...) to
+    (batch, items, ...), once for each output.
+    """
 
     def build(self, input_shape):
         if not self.layer.built: self.layer.build((None, *input_shape[2:]))
@@ -85,7 +90,8 @@ class Folded(layers.Wrapper):
 # %% ../nbs/06_model.ipynb #61fc2d74
 @keras.saving.register_keras_serializable(package='coding_vessels')
 class ViewEmbedding(layers.Layer):
-    """Adds a learned vector to each item's features, (batch, items, ..., channels), so that what follows can tell views (or looks) apart.
+    """Adds a learned vector to each item's features, (batch, items, ..., channels), so that what follows can
+    tell views (or looks) apart.
 
     Parameters
     ----------
@@ -98,7 +104,9 @@ class ViewEmbedding(layers.Layer):
         self.sides = sides
 
     def build(self, input_shape):
-        self.table = self.add_weight(shape=(input_shape[1] if self.sides else input_shape[1] // 2, input_shape[-1]), initializer='random_normal', name='table')
+        self.table = self.add_weight(shape=(input_shape[1] if self.sides else input_shape[1] // 2,
+                                            input_shape[-1]),
+                                     initializer='random_normal', name='table')
 
     def call(self, x):
         table = self.table if self.sides else ops.concatenate([self.table, self.table], axis=0)
@@ -110,10 +118,13 @@ class ViewEmbedding(layers.Layer):
 # %% ../nbs/06_model.ipynb #b852b5c6
 @keras.saving.register_keras_serializable(package='coding_vessels')
 class OneSide(layers.Layer):
-    "Flips the frontal views of right injections from side to side: (batch, 8, height, width, channels), same shape."
+    """Flips the frontal views of right injections from side to side: (batch, 8, height, width, channels),
+    same shape.
+    """
 
     def call(self, x):
-        return ops.stack([ops.flip(x[:, view], axis=2) if flip else x[:, view] for view, flip in enumerate(MIRRORED)], axis=1)
+        return ops.stack([ops.flip(x[:, view], axis=2) if flip else x[:, view]
+                          for view, flip in enumerate(MIRRORED)], axis=1)
 
     def compute_output_shape(self, shape):
         return shape
@@ -121,7 +132,9 @@ class OneSide(layers.Layer):
 # %% ../nbs/06_model.ipynb #d2d6dc1b
 @keras.saving.register_keras_serializable(package='coding_vessels')
 class Standardised(layers.Layer):
-    "Brings each frame of (batch, 8, height, width, 1) to a mean of 0 and a variance of 1, same shape, float32."
+    """Brings each frame of (batch, 8, height, width, 1) to a mean of 0 and a variance of 1, same shape,
+    float32.
+    """
 
     def __init__(self, **options):
         super().__init__(**options | {'dtype': 'float32'})
@@ -137,7 +150,9 @@ class Standardised(layers.Layer):
 # %% ../nbs/06_model.ipynb #ba32e5b4
 @keras.saving.register_keras_serializable(package='coding_vessels')
 class NoisyOr(layers.Layer):
-    "Puts the probability of any aneurysm in front of the locations' probabilities: (batch, 21) to (batch, 22)."
+    """Puts the probability of any aneurysm in front of the locations' probabilities: (batch, 21) to
+    (batch, 22).
+    """
 
     def call(self, locations):
         return ops.concatenate([1 - ops.prod(1 - locations, axis=-1, keepdims=True), locations], axis=-1)
@@ -148,11 +163,15 @@ class NoisyOr(layers.Layer):
 # %% ../nbs/06_model.ipynb #0cc2d664
 @keras.saving.register_keras_serializable(package='coding_vessels')
 class Calibration(layers.Layer):
-    "Turns the 21 locations' scores into probabilities, both (batch, 21), and keeps the thresholds from which a location is flagged."
+    """Turns the 21 locations' scores into probabilities, both (batch, 21), and keeps the thresholds from
+    which a location is flagged.
+    """
 
     def build(self, input_shape):
         for name, start in (('slope', 1.0), ('offset', 0.0), ('threshold', 0.5)):
-            weight = self.add_weight(shape=(input_shape[-1],), initializer=keras.initializers.Constant(start), trainable=False, name=name)
+            weight = self.add_weight(shape=(input_shape[-1],),
+                                     initializer=keras.initializers.Constant(start),
+                                     trainable=False, name=name)
             setattr(self, name, weight)
 
     def call(self, scores):
@@ -164,12 +183,15 @@ class Calibration(layers.Layer):
 # %% ../nbs/06_model.ipynb #4d9eace4
 def _convolution(x, filters: int, kernel: int, stride: int = 1):
     "A convolution, batch normalisation and ReLU."
-    return layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(filters, kernel, stride, padding='same', use_bias=False)(x)))
+    return layers.ReLU()(layers.BatchNormalization()(
+        layers.Conv2D(filters, kernel, stride, padding='same', use_bias=False)(x)))
 
 
 def _residual(x, filters: int, stride: int = 1):
     "Two 3 x 3 convolutions with a shortcut around them."
-    shortcut = x if stride == 1 and x.shape[-1] == filters else layers.Conv2D(filters, 1, use_bias=False)(layers.AveragePooling2D(stride, padding='same')(x) if stride > 1 else x)
+    shortcut = (x if stride == 1 and x.shape[-1] == filters else
+                layers.Conv2D(filters, 1, use_bias=False)(
+                    layers.AveragePooling2D(stride, padding='same')(x) if stride > 1 else x))
     x = layers.Conv2D(filters, 3, padding='same', use_bias=False)(_convolution(x, filters, 3, stride))
     return layers.ReLU()(layers.Add()([layers.BatchNormalization()(x), shortcut]))
 
@@ -196,8 +218,8 @@ def _overview(size: int, backbone: str, weights: str | None) -> keras.Model:
 _RARE = keras.initializers.Constant(-3.4)      # a probability of 3 %
 
 
-def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str | None = None, faithful: bool = False,
-                 backbone: str = 'resnet50') -> keras.Model:
+def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str | None = None,
+                 faithful: bool = False, backbone: str = 'resnet50') -> keras.Model:
     """Return the network of the 2023 report, with ImageNet's input scaling and one backbone for all views.
 
     Parameters
@@ -218,22 +240,28 @@ def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str
     """
     size = preprocessing.size
     picture = keras.Input((size, size, 3 if backbone == 'resnet50' else 1))
-    features = keras.applications.ResNet50(include_top=False, weights=weights, input_tensor=picture).output if backbone == 'resnet50' else _overview(size, backbone, weights)(picture)
+    features = (keras.applications.ResNet50(include_top=False, weights=weights, input_tensor=picture).output
+                if backbone == 'resnet50' else _overview(size, backbone, weights)(picture))
     x = layers.Conv2D(256, 1, activation='relu')(features)
     x = layers.MaxPooling2D()(SpatialAttention(name='attention')(x))
     per_view = keras.Model(picture, layers.Flatten()(x), name='per_view')
     frames = keras.Input((len(VIEWS), size, size), dtype='uint8', name='frames')
     x = Folded(per_view)(FrameInput(asdict(preprocessing), imagenet=backbone == 'resnet50')(frames))
     x = layers.Dense(128, activation='relu')(layers.LSTM(64)(x if faithful else ViewEmbedding()(x)))
-    if faithful: out = layers.Activation('sigmoid', dtype='float32', name='labels')(layers.Dense(len(LABELS), name='scores')(x))
-    else: out = NoisyOr(name='labels', dtype='float32')(Calibration(name='calibration')(layers.Dense(len(LOCATIONS), bias_initializer=_RARE, name='scores')(x)))
+    if faithful:
+        out = layers.Activation('sigmoid', dtype='float32', name='labels')(
+            layers.Dense(len(LABELS), name='scores')(x))
+    else:
+        out = NoisyOr(name='labels', dtype='float32')(Calibration(name='calibration')(
+            layers.Dense(len(LOCATIONS), bias_initializer=_RARE, name='scores')(x)))
     return keras.Model(frames, {'labels': out}, name='report')
 
 # %% ../nbs/06_model.ipynb #2591b3e3
 def _closer(squares, embed, masks: bool):
     """Return what a closer look makes of squares, (batch, 52, 64, 64, 1).
 
-    Features, (batch, 52, 64), and perhaps scores of where an aneurysm is in it, before any sigmoid, (batch, 52, 16, 16).
+    Features, (batch, 52, 64), and perhaps scores of where an aneurysm is in it, before any sigmoid,
+    (batch, 52, 16, 16).
     """
     square = keras.Input(squares.shape[2:])
     x = _residual(_residual(_residual(_convolution(square, 24, 5, 2), 24), 48, 2), 48)
@@ -241,7 +269,9 @@ def _closer(squares, embed, masks: bool):
     patch = keras.Input(near.shape[2:])
     far = _residual(_residual(patch, 96, 2), 96)
     pooled = [layers.GlobalMaxPooling2D()(far), layers.GlobalAveragePooling2D()(far)]
-    if not masks: return Folded(keras.Model(patch, layers.Dense(64, activation='relu')(layers.Concatenate()(pooled))), name='nearer')(near), None
+    if not masks:
+        return Folded(keras.Model(patch, layers.Dense(64, activation='relu')(layers.Concatenate()(pooled))),
+                      name='nearer')(near), None
     above = layers.Resizing(*patch.shape[1:3], interpolation='bilinear')(layers.Conv2D(48, 1)(far))
     fine = layers.ReLU()(layers.BatchNormalization()(layers.Add()([above, layers.Conv2D(48, 1)(patch)])))
     fine = _convolution(fine, 48, 3)
@@ -253,19 +283,24 @@ def _closer(squares, embed, masks: bool):
 
 def _scores(readings, sequence: bool):
     "Return a score for each location, (batch, 21), from its four readings: as a sequence, or their mean."
-    gather = [layers.LSTM(48, unroll=True)] if sequence else [layers.Dense(48, 'relu'), layers.GlobalAveragePooling1D()]
-    one = keras.Sequential([keras.Input(readings.shape[2:]), *gather, layers.Dense(32, activation='relu'), layers.Dense(1, bias_initializer=_RARE)])
+    gather = ([layers.LSTM(48, unroll=True)] if sequence else
+              [layers.Dense(48, 'relu'), layers.GlobalAveragePooling1D()])
+    one = keras.Sequential([keras.Input(readings.shape[2:]), *gather, layers.Dense(32, activation='relu'),
+                            layers.Dense(1, bias_initializer=_RARE)])
     return layers.Reshape((len(LOCATIONS),), name='scores')(Folded(one, name='sequence')(readings))
 
 
-_FLIPPED = np.array([(False, MIRRORED[view]) for view, _ in LOOKS])      # of the row and column of each look, what mirroring changes
+# Of the row and column of each look, what mirroring changes
+_FLIPPED = np.array([(False, MIRRORED[view]) for view, _ in LOOKS])
 
 # %% ../nbs/06_model.ipynb #deef4489
-IDEAS = 'one side', 'view embedding', 'closer look', 'sequence', 'noisy-or'      # what can be left out, to see what it is worth
+# What can be left out, to see what it is worth
+IDEAS = 'one side', 'view embedding', 'closer look', 'sequence', 'noisy-or'
 
 
-def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, contrast=0.8), backbone: str = 'small', weights: str | None = None,
-                 without: str | None = None, masks: bool = False) -> keras.Model:
+def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, contrast=0.8),
+                 backbone: str = 'small', weights: str | None = None, without: str | None = None,
+                 masks: bool = False) -> keras.Model:
     """Return the network of this project.
 
     Parameters
@@ -278,15 +313,17 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, c
     without : str, optional
         One of IDEAS, left out for comparison.
     masks : bool
-        Whether the closer look says where in its square the aneurysm is, too; it learns that from squares (`closer_look`).
+        Whether the closer look says where in its square the aneurysm is, too; it learns that from squares
+        (`closer_look`).
 
     Returns
     -------
     keras.Model
-        uint8 (batch, 8, size, size) -> 'labels', float32 (batch, 22) in the order of LABELS; 'maps', the scores of the attention
-        maps before any sigmoid, float32 (batch, 8, size // 16, size // 16, 13), right frontal views mirrored; 'looks', each
-        closer look's own score before any sigmoid and the row and column in cells of where it was taken, float32 (batch, 52, 3);
-        and perhaps 'masks', scores before any sigmoid of where in each look an aneurysm is, float32 (batch, 52, 16, 16).
+        uint8 (batch, 8, size, size) -> 'labels', float32 (batch, 22) in the order of LABELS; 'maps', the
+        scores of the attention maps before any sigmoid, float32 (batch, 8, size // 16, size // 16, 13), right
+        frontal views mirrored; 'looks', each closer look's own score before any sigmoid and the row and
+        column in cells of where it was taken, float32 (batch, 52, 3); and perhaps 'masks', scores before any
+        sigmoid of where in each look an aneurysm is, float32 (batch, 52, 16, 16).
 
     Raises
     ------
@@ -294,9 +331,12 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, c
         If the backbone or the idea is unknown, or the frame size does not suit the network.
     """
     size, resnet = preprocessing.size, backbone == 'resnet50'
-    if backbone not in ('small', 'resnet50'): raise ValueError(f"'{backbone}' is no backbone; use 'small' or 'resnet50'.")
-    if size % 16 or size < 64: raise ValueError(f'size is {size} pixels; this network needs a multiple of 16, 64 or more.')
-    if without not in (None, *IDEAS): raise ValueError(f"'{without}' is no idea of this network; leave out one of {', '.join(IDEAS)}.")
+    if backbone not in ('small', 'resnet50'):
+        raise ValueError(f"'{backbone}' is no backbone; use 'small' or 'resnet50'.")
+    if size % 16 or size < 64:
+        raise ValueError(f'size is {size} pixels; this network needs a multiple of 16, 64 or more.')
+    if without not in (None, *IDEAS):
+        raise ValueError(f"'{without}' is no idea of this network; leave out one of {', '.join(IDEAS)}.")
     mirrored = without != 'one side'
     embed = (lambda x: x) if without == 'view embedding' else (lambda x: ViewEmbedding(sides=not mirrored)(x))
     frames = keras.Input((len(VIEWS), size, size), dtype='uint8', name='frames')
@@ -304,7 +344,8 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, c
     if mirrored: x = OneSide()(x)
     grey = Standardised(name='standardised')(x[..., :1] if resnet else x)
     features = embed(Folded(_overview(size, backbone, weights), name='features')(x if resnet else grey))
-    head = keras.Sequential([keras.Input(features.shape[2:]), layers.Conv2D(64, 1, activation='relu'), layers.Conv2D(len(STRUCTURES), 1, bias_initializer=_RARE)])
+    head = keras.Sequential([keras.Input(features.shape[2:]), layers.Conv2D(64, 1, activation='relu'),
+                             layers.Conv2D(len(STRUCTURES), 1, bias_initializer=_RARE)])
     maps = Folded(head, name='maps', dtype='float32')(features)
     read, out = [features, maps], {'maps': maps if mirrored else OneSide()(maps)}
     if without != 'closer look':
@@ -321,7 +362,8 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, c
     else:
         own = layers.Activation('sigmoid', dtype='float32')(layers.Dense(1, name='own')(scores))
         out['labels'] = layers.Concatenate(name='labels', dtype='float32')([own, located])
-    return keras.Model(frames, {name: out[name] for name in ('labels', 'maps', 'looks', 'masks') if name in out}, name='vessel')
+    ordered = {name: out[name] for name in ('labels', 'maps', 'looks', 'masks') if name in out}
+    return keras.Model(frames, ordered, name='vessel')
 
 # %% ../nbs/06_model.ipynb #eed98c42
 def closer_look(model: keras.Model) -> keras.Model:
@@ -335,15 +377,16 @@ def closer_look(model: keras.Model) -> keras.Model:
     Returns
     -------
     keras.Model
-        Squares of standardised frames, float32 (batch, 64, 64, 1), to scores before any sigmoid: 'suspicion', (batch, 1), that an
-        aneurysm is in it, and 'mask', (batch, 16, 16), where.
+        Squares of standardised frames, float32 (batch, 64, 64, 1), to scores before any sigmoid: 'suspicion',
+        (batch, 1), that an aneurysm is in it, and 'mask', (batch, 16, 16), where.
 
     Raises
     ------
     ValueError
         If the network was made without `masks`.
     """
-    if 'masks' not in model.output: raise ValueError('the network has no masks; make it with vessel_model(masks=True).')
+    if 'masks' not in model.output:
+        raise ValueError('the network has no masks; make it with vessel_model(masks=True).')
     near, nearer, suspicion = (model.get_layer(name) for name in ('near', 'nearer', 'suspicion'))
     square = keras.Input(near.layer.input.shape[1:], name='square')
     features, mask = nearer.layer(near.layer(square))
@@ -370,7 +413,8 @@ def load_model(path) -> keras.Model:
         If it is not a model that this package has trained.
     """
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'{path} does not exist; give a model file, for example best.keras of a run.')
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} does not exist; give a model file, for example best.keras of a run.')
     try:
         with zipfile.ZipFile(path) as archive: size = sum(part.file_size for part in archive.infolist())
         if size > 1e8 + 4 * path.stat().st_size: raise ValueError(f'it would unpack to {size / 1e6:,.0f} MB')
@@ -378,11 +422,14 @@ def load_model(path) -> keras.Model:
         preprocessing_of(model)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise ValueError(f'{path} is not a model of coding_vessels ({reason}); give a .keras file that it has trained.') from None
+        raise ValueError(f'{path} is not a model of coding_vessels ({reason}); '
+                         'give a .keras file that it has trained.') from None
     return model
 
 # %% ../nbs/06_model.ipynb #c7757646
 def thresholds_of(model) -> np.ndarray:
-    "Return the probability from which each location is flagged, (21,), as chosen on the validation patients; 0.5 without calibration."
+    """Return the probability from which each location is flagged, (21,), as chosen on the validation
+    patients; 0.5 without calibration.
+    """
     layer = next((layer for layer in model.layers if isinstance(layer, Calibration)), None)
     return np.full(len(LOCATIONS), 0.5) if layer is None else np.asarray(layer.threshold, float)
