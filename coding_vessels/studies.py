@@ -41,7 +41,9 @@ class Study:
 
 # %% ../nbs/02_studies.ipynb #8175c278
 def canonical_index(text: str) -> str:
-    "Return a patient's index without spaces, leading zeros or a trailing '.0', so that 42, '0042' and '42.0' agree."
+    """Return a patient's index without spaces, leading zeros or a trailing '.0', so that 42, '0042' and
+    '42.0' agree.
+    """
     text = str(text).strip()
     number = re.fullmatch(r'0*(\d+)(\.0*)?', text)
     return number[1] if number else text
@@ -54,7 +56,8 @@ _FRAME_NAME = re.compile(r'(?P<index>.+?)[ _]?(?P<view>[LR][IV]-[AB])\.(jpe?g|pn
 def _image_folder(images) -> Path:
     "Return the folder itself, or its subfolder `images` if there is one."
     folder = Path(images)
-    if not folder.is_dir(): raise FileNotFoundError(f'{folder} is not a folder; give the folder that holds the images.')
+    if not folder.is_dir():
+        raise FileNotFoundError(f'{folder} is not a folder; give the folder that holds the images.')
     return folder / 'images' if (folder / 'images').is_dir() else folder
 
 # %% ../nbs/02_studies.ipynb #beff23bd
@@ -87,23 +90,31 @@ class FrameError(ValueError):
     "An image file cannot be used; the message names the file and the reason."
 
 
-SIDES, PIXELS, BYTES = (16, 12_000), 64_000_000, 256_000_000      # of a frame that is read: shortest and longest side, all pixels, the file
-_TURNED = {2: lambda f: f[:, ::-1], 3: lambda f: f[::-1, ::-1], 4: lambda f: f[::-1], 5: lambda f: f.T,       # by EXIF orientation
-           6: lambda f: np.rot90(f, -1), 7: lambda f: f[::-1, ::-1].T, 8: np.rot90}
+# Of a frame that is read: shortest and longest side, all pixels, the file
+SIDES, PIXELS, BYTES = (16, 12_000), 64_000_000, 256_000_000
+_TURNED = {  # by EXIF orientation
+    2: lambda f: f[:, ::-1], 3: lambda f: f[::-1, ::-1], 4: lambda f: f[::-1], 5: lambda f: f.T,
+    6: lambda f: np.rot90(f, -1), 7: lambda f: f[::-1, ::-1].T, 8: np.rot90}
 
 
 def _header(data: bytes) -> tuple[int, int]:
-    "Return width and height as the header of a JPEG or PNG claims them; any exception means that it is neither."
-    if data[:8] == b'\x89PNG\r\n\x1a\n' and data[12:16] == b'IHDR': return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+    """Return width and height as the header of a JPEG or PNG claims them; any exception means that it is
+    neither.
+    """
+    if data[:8] == b'\x89PNG\r\n\x1a\n' and data[12:16] == b'IHDR':
+        return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     if data[:2] == b'\xff\xd8': return simplejpeg.decode_jpeg_header(data, strict=False)[1::-1]
     raise ValueError('neither JPEG nor PNG')
 
 
 def _shallow(deep: np.ndarray) -> np.ndarray:
-    "Return a picture of more than 8 bits, (height, width), as uint8: cut to the bits in use, or stretched where few levels would be left."
-    low, high = np.percentile(deep, [0.1, 99.9])                                         # a few hot pixels do not count
+    """Return a picture of more than 8 bits, (height, width), as uint8: cut to the bits in use, or
+    stretched where few levels would be left.
+    """
+    low, high = np.percentile(deep, [0.1, 99.9])                  # a few hot pixels do not count
     shift = max(0, int(high).bit_length() - 8)
-    if (high - low) / 2 ** shift >= 64 or high - low < 16: return np.clip(deep >> shift, 0, 255).astype(np.uint8)
+    if (high - low) / 2 ** shift >= 64 or high - low < 16:
+        return np.clip(deep >> shift, 0, 255).astype(np.uint8)
     return np.clip((deep - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
 
 
@@ -113,18 +124,23 @@ def _decode(data: bytes) -> np.ndarray:
         orientation = image.getexif().get(0x0112, 1)
         if image.mode.startswith('I'):                                                   # 16 bits
             frame = _shallow(np.asarray(image))
-        elif data[:2] == b'\xff\xd8' and image.mode != 'CMYK': frame = simplejpeg.decode_jpeg(data, 'GRAY', strict=True)[..., 0]
-        else: frame = np.asarray(image.convert('L'))
+        elif data[:2] == b'\xff\xd8' and image.mode != 'CMYK':
+            frame = simplejpeg.decode_jpeg(data, 'GRAY', strict=True)[..., 0]
+        else:
+            frame = np.asarray(image.convert('L'))
     return np.ascontiguousarray(_TURNED.get(orientation, lambda f: f)(frame))
 
-
+# %% ../nbs/02_studies.ipynb #3fa0f2eb
 def check_file(path, most: int) -> None:
     "Raise FrameError unless a path leads to an ordinary file of at most `most` bytes that can be opened."
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode): raise FrameError(f'{path} is no ordinary file; put the file itself there.')
-        if os.path.getsize(path) > most: raise FrameError(f'{path} is larger than {most // 1_000_000} MB; export it again.')
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise FrameError(f'{path} is no ordinary file; put the file itself there.')
+        if os.path.getsize(path) > most:
+            raise FrameError(f'{path} is larger than {most // 1_000_000} MB; export it again.')
         open(path, 'rb').close()
-    except OSError as error: raise FrameError(f'{path} cannot be opened ({error.strerror}); check the file.') from None
+    except OSError as error:
+        raise FrameError(f'{path} cannot be opened ({error.strerror}); check the file.') from None
 
 # %% ../nbs/02_studies.ipynb #f99957ea
 def read_frame(path) -> np.ndarray:
@@ -146,12 +162,18 @@ def read_frame(path) -> np.ndarray:
     """
     check_file(path, BYTES)
     data = Path(path).read_bytes()
-    try: width, height = _header(data)
-    except Exception: raise FrameError(f'{path} is not a readable image; export the frame again as JPEG or PNG.') from None
+    try:
+        width, height = _header(data)
+    except Exception:
+        raise FrameError(f'{path} is not a readable image; '
+                         'export the frame again as JPEG or PNG.') from None
     if not (SIDES[0] <= min(width, height) and max(width, height) <= SIDES[1] and width * height <= PIXELS):
-        raise FrameError(f'{path} claims {width} x {height} pixels; export the frame with {SIDES[0]} to {SIDES[1]} a side and at most {PIXELS // 1_000_000} million.')
-    try: return _decode(data)
-    except Exception: raise FrameError(f'{path} is a damaged image; copy or export the file again.') from None
+        raise FrameError(f'{path} claims {width} x {height} pixels; export the frame with '
+                         f'{SIDES[0]} to {SIDES[1]} a side and at most {PIXELS // 1_000_000} million.')
+    try:
+        return _decode(data)
+    except Exception:
+        raise FrameError(f'{path} is a damaged image; copy or export the file again.') from None
 
 # %% ../nbs/02_studies.ipynb #a5871826
 def _text(data: bytes) -> str:
@@ -161,7 +183,7 @@ def _text(data: bytes) -> str:
     try: return data.decode('utf-8-sig')
     except UnicodeDecodeError: return data.decode('cp949')
 
-
+# %% ../nbs/02_studies.ipynb #ad48ef92
 def read_table(csv, key: str = 'Index') -> pd.DataFrame:
     """Return a cohort's CSV with every value as text and spaces stripped.
 
@@ -175,7 +197,8 @@ def read_table(csv, key: str = 'Index') -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a line of the file; the row with label `i` stands in line `i` of the file (the header is line 1).
+        One row a line of the file; the row with label `i` stands in line `i` of the file (the header is
+        line 1).
 
     Raises
     ------
@@ -188,13 +211,17 @@ def read_table(csv, key: str = 'Index') -> pd.DataFrame:
     try:
         text = _text(Path(csv).read_bytes())
         separator = max(',;\t', key=text.partition('\n')[0].count)
-        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, header=None, skip_blank_lines=False)
+        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False,
+                            header=None, skip_blank_lines=False)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f'{csv} cannot be read as a CSV ({str(error).strip()}); save it as comma-separated UTF-8.') from None
+        raise ValueError(f'{csv} cannot be read as a CSV ({str(error).strip()}); '
+                         'save it as comma-separated UTF-8.') from None
     table = table.fillna('').map(str.strip)
     table = table.iloc[1:].set_axis(table.iloc[0], axis=1)
     if key not in table.columns: raise ValueError(f"{csv} has no column '{key}' in line 1; add it.")
-    if table.columns.has_duplicates: raise ValueError(f"{csv} has the column '{table.columns[table.columns.duplicated()][0]}' twice; remove one.")
+    if table.columns.has_duplicates:
+        raise ValueError(f"{csv} has the column '{table.columns[table.columns.duplicated()][0]}' twice; "
+                         "remove one.")
     table.index, table.columns.name = table.index + 1, None
     return table[(table != '').any(axis=1)]
 
@@ -206,7 +233,8 @@ def parse_labels(row: pd.Series) -> tuple[np.ndarray | None, list[tuple[str, str
     labels = np.array([float(row[name]) for name in LABELS]).astype(np.uint8)
     flagged = [name for name, label in zip(LOCATIONS, labels[1:]) if label]
     if labels[0] != bool(flagged):
-        says = f'Aneurysm is {labels[0]} but ' + (f'{", ".join(flagged)} flagged' if flagged else 'no location is flagged')
+        says = f'Aneurysm is {labels[0]} but ' + (f'{", ".join(flagged)} flagged' if flagged
+                                                  else 'no location is flagged')
         return None, [(says, 'make Aneurysm 1 exactly when a location is 1')]
     return labels, []
 
@@ -231,7 +259,8 @@ def read_cohort(csv, images, labelled: bool = True, decode: bool = False,
     Returns
     -------
     list of Study, DataFrame
-        The studies in the order of the CSV. The table has the columns Index, file, line, problem, mend; it is empty if all is well.
+        The studies in the order of the CSV. The table has the columns Index, file, line, problem, mend;
+        it is empty if all is well.
 
     Raises
     ------
@@ -246,17 +275,26 @@ def read_cohort(csv, images, labelled: bool = True, decode: bool = False,
         note('', csv, 1, f"unknown column '{name}'", 'it is ignored; remove or rename it')
     for line, row in table.iterrows():
         before, key = len(problems), canonical_index(row['Index'])
-        if not key: note('', csv, line, 'the row has no Index', 'write the patient\'s number')
-        elif not (_INDEX.fullmatch(key) and _INDEX.fullmatch(row['Index'])): note(row['Index'], csv, line, 'the Index is no plain name', 'use letters, digits, spaces, dots, hyphens; begin with a letter or digit')
-        elif key in seen: note(row['Index'], csv, line, f'the patient stands in line {seen[key]} already', 'keep one of the rows')
+        if not key:
+            note('', csv, line, 'the row has no Index', 'write the patient\'s number')
+        elif not (_INDEX.fullmatch(key) and _INDEX.fullmatch(row['Index'])):
+            note(row['Index'], csv, line, 'the Index is no plain name',
+                 'use letters, digits, spaces, dots, hyphens; begin with a letter or digit')
+        elif key in seen:
+            note(row['Index'], csv, line, f'the patient stands in line {seen[key]} already',
+                 'keep one of the rows')
         seen.setdefault(key, line)
         labels, wrong = parse_labels(row) if labelled else (None, [])
         for problem, mend in wrong: note(row['Index'], csv, line, problem, mend)
         files = [found.get((key, view), []) for view in VIEWS]
         for view, paths in zip(VIEWS, files) if _INDEX.fullmatch(row['Index']) else ():
-            if len(paths) > 1: note(row['Index'], paths[1], line, f'{paths[0].name} is the same frame', 'keep one of the files')
+            if len(paths) > 1:
+                note(row['Index'], paths[1], line, f'{paths[0].name} is the same frame',
+                     'keep one of the files')
         usable, lacking = len(problems) == before, [view for view, paths in zip(VIEWS, files) if not paths]
-        if len(lacking) == len(VIEWS) and key: note(row['Index'], _image_folder(images), line, 'there is no frame', 'add the images or remove the row')
+        if len(lacking) == len(VIEWS) and key:
+            note(row['Index'], _image_folder(images), line, 'there is no frame',
+                 'add the images or remove the row')
         for view in lacking if _INDEX.fullmatch(row['Index']) and len(lacking) < len(VIEWS) else ():
             file = _image_folder(images) / f'{row["Index"]}{view}.jpg'
             note(row['Index'], file, line, f'the frame {view} is missing', 'add the image or remove the row')
@@ -266,7 +304,8 @@ def read_cohort(csv, images, labelled: bool = True, decode: bool = False,
     unlisted = {index: paths[0] for (index, _), paths in reversed(found.items()) if index not in seen}
     for index in sorted(unlisted):
         note(index, unlisted[index], '', 'images without a row in the CSV', 'add a row or remove the images')
-    if decode: studies = _decodable(studies, {row['Index']: line for line, row in table.iloc[::-1].iterrows()}, note)
+    if decode:
+        studies = _decodable(studies, {row['Index']: line for line, row in table.iloc[::-1].iterrows()}, note)
     return studies, pd.DataFrame(problems, columns=['Index', 'file', 'line', 'problem', 'mend'])
 
 # %% ../nbs/02_studies.ipynb #a70221a4
@@ -284,9 +323,11 @@ def _decodable(studies: list[Study], lines: dict[str, int], note) -> list[Study]
             try: read_frame(path)
             except FrameError as error: errors.append((path, str(error)))
         return errors
-    checks = Parallel(n_jobs=-1, prefer='threads', return_as='generator')(delayed(unreadable)(study) for study in studies)
+    checks = Parallel(n_jobs=-1, prefer='threads', return_as='generator')(
+        delayed(unreadable)(study) for study in studies)
     good = []
-    for study, errors in zip(studies, tqdm(checks, total=len(studies), desc='reading frames', unit='study', delay=3)):
+    for study, errors in zip(studies, tqdm(checks, total=len(studies), desc='reading frames',
+                                           unit='study', delay=3)):
         for path, message in errors:
             problem, mend = message.removeprefix(f'{path} ').split('; ')
             note(study.index, path, lines[study.index], problem, mend.rstrip('.'))
@@ -294,7 +335,8 @@ def _decodable(studies: list[Study], lines: dict[str, int], note) -> list[Study]
     return good
 
 # %% ../nbs/02_studies.ipynb #ae2ea469
-def split_studies(studies: list[Study], shares: tuple[float, ...] = (0.7, 0.15, 0.15), seed: int = 0) -> list[list[Study]]:
+def split_studies(studies: list[Study], shares: tuple[float, ...] = (0.7, 0.15, 0.15),
+                  seed: int = 0) -> list[list[Study]]:
     """Return the studies dealt into parts, stratified by the rarest location flagged.
 
     Parameters
@@ -316,11 +358,14 @@ def split_studies(studies: list[Study], shares: tuple[float, ...] = (0.7, 0.15, 
     ValueError
         If the shares don't add up to 1, or a study has no labels.
     """
-    if abs(sum(shares) - 1) > 1e-6 or min(shares) < 0: raise ValueError(f'the shares {shares} do not add up to 1.')
-    if any(study.labels is None for study in studies): raise ValueError('a split needs labels; read the cohort with labelled=True.')
+    if abs(sum(shares) - 1) > 1e-6 or min(shares) < 0:
+        raise ValueError(f'the shares {shares} do not add up to 1.')
+    if any(study.labels is None for study in studies):
+        raise ValueError('a split needs labels; read the cohort with labelled=True.')
     flags = np.array([study.labels[1:] for study in studies]).reshape(-1, len(LOCATIONS))
     counts = flags.sum(axis=0)
-    strata = np.where(flags.any(axis=1), np.where(flags, counts, counts.max(initial=0) + 1).argmin(axis=1), -1)
+    strata = np.where(flags.any(axis=1),
+                      np.where(flags, counts, counts.max(initial=0) + 1).argmin(axis=1), -1)
     order = np.random.default_rng(seed).permutation(len(studies))
     sizes = np.array([(strata == stratum).sum() for stratum in strata])
     parts = [[] for _ in shares]
@@ -341,5 +386,7 @@ def append_csv(path, table: pd.DataFrame) -> None:
     path : str or Path
     table : DataFrame
     """
-    harmless = lambda value: f"'{value}" if isinstance(value, str) and value[:1] in tuple('=+-@\t\r') else value
-    table.map(harmless).to_csv(path, mode='a', header=not Path(path).exists(), index=False, errors='surrogateescape')    # names in another encoding stay
+    harmless = lambda value: (f"'{value}" if isinstance(value, str) and value[:1] in tuple('=+-@\t\r')
+                              else value)
+    table.map(harmless).to_csv(path, mode='a', header=not Path(path).exists(), index=False,
+                               errors='surrogateescape')    # names in another encoding stay
