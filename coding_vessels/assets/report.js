@@ -63,8 +63,10 @@ function neighbour(step, flagged = false) {
 
 function go(row, open = opened) {
   if (!row) return;
-  if (open) location.hash = row.dataset.patient;
-  else row.querySelector('a').focus();
+  if (!open) return row.querySelector('a').focus();
+  location.hash = row.dataset.patient;
+  route();                                              // at once: the next key may come before the event
+
 }
 
 function nameNeighbours() {                             // the links to the neighbours follow the list
@@ -79,6 +81,7 @@ function nameNeighbours() {                             // the links to the neig
 function route() {
   const target = one(decodeURIComponent(location.hash.slice(1)));
   const patient = target?.classList.contains('patient') ? target : null, was = opened;
+  if (patient && patient === was) return;
   if (!was) kept = scrollY;
   was?.classList.remove('open');
   viewer.close();
