@@ -12,7 +12,6 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d
 
-
 # %% auto #0
 __all__ = ['STEP', 'COHORT_POSITIVES', 'COHORT_FLAGS', 'arc_length', 'resample', 'smooth', 'wiggle', 'Vessel', 'Population',
            'beside', 'draw_vessels']
@@ -60,14 +59,14 @@ def _bowed(start, end, length: float, bulge) -> np.ndarray:
 
 
 def wiggle(points: np.ndarray, amplitude: float, wavelength: float, rng: np.random.Generator) -> np.ndarray:
-    """Return the curve, (n, 3) in mm, with smooth random bends; both ends stay in place.
+    """Return the curve, (n, 3) in mm, with smooth random bends, resampled evenly; both ends stay in place.
 
     They are about `amplitude` mm high, and `wavelength` mm long at least.
     """
     distance = arc_length(points)
     waves = np.arange(1, max(1, int(2 * distance[-1] / wavelength)) + 1)
     weights = rng.normal(0, amplitude / np.sqrt(len(waves)), (len(waves), 3))
-    return points + np.sin(np.pi * np.outer(distance / distance[-1], waves)) @ weights
+    return resample(points + np.sin(np.pi * np.outer(distance / distance[-1], waves)) @ weights)
 
 # %% ../nbs/01_arteries.ipynb #2bc315b3
 @dataclass
@@ -178,7 +177,8 @@ def _branch(name: str, points, diameters: tuple[float, float], filling: dict,
         origin = np.linalg.norm(parent.points - points[0], axis=1).argmin()
         hidden = float(0.8 * parent.radii[origin])
     radii = np.linspace(*diameters, len(points)) / 2
-    return Vessel(name, points, radii, filling, hidden, math.dist(points[0], points[1]))
+    spacing = float(arc_length(points)[-1]) / (len(points) - 1)
+    return Vessel(name, points, radii, filling, hidden, spacing)
 
 
 def _shoot(name: str, parent: Vessel, origin, offsets, side: int, diameters: tuple[float, float],
@@ -203,9 +203,19 @@ _COURSE = np.array([
 _STRAY = np.array([0.37, 0.20, 0.20, 0.21, 0.16, 0.17, 0.16, 0.15, 0.25, 0.24, 0.24,
                    0.26, 0.23, 0.20, 0.20, 0.24, 0.20, 0.17, 0.15, 0.13, 0.13])
 _KNOTS = np.linspace(0, 50, len(_COURSE))                          # mm along the mean course
-# Directions 3 mm apart stray together
-_APART = np.abs(np.subtract.outer(_KNOTS, _KNOTS)) * math.sqrt(3) / 3.0
-_TOGETHER = np.linalg.cholesky((1 + _APART) * np.exp(-_APART) + 1e-9 * np.eye(len(_KNOTS)))
+
+
+def _together(knots: np.ndarray, reach: float, swing: float = math.inf) -> np.ndarray:
+    """Return a map, (n, n), that makes independent deviates at knots in mm stray together.
+
+    Their correlation is Matérn's of order 3/2 of a `reach` in mm, times a cosine of the wavelength `swing`.
+    """
+    apart = np.abs(np.subtract.outer(knots, knots))
+    near = (1 + math.sqrt(3) * apart / reach) * np.exp(-math.sqrt(3) * apart / reach)
+    return np.linalg.cholesky(near * np.cos(2 * np.pi * apart / swing) + 1e-9 * np.eye(len(knots)))
+
+
+_SIPHON_TOGETHER = _together(_KNOTS, 3.0)
 
 # %% ../nbs/01_arteries.ipynb #12585bd1
 def _touches(course: np.ndarray, gap: float, along: int) -> bool:
@@ -219,16 +229,21 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     "Return vectors, (n, 3), at length 1."
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
+
+def _walk(knots: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    "Return the course, (m, 3) in steps of 1 mm, that starts at 0 and has these directions, (n, 3), at its knots."
+    tangents = _unit(CubicSpline(knots, directions)(np.arange(knots[-1])))
+    return np.concatenate([np.zeros((1, 3)), np.cumsum((tangents[1:] + tangents[:-1]) / 2, axis=0)])
+
 # %% ../nbs/01_arteries.ipynb #12585bd2
 def _siphon_course(winding: float, sharper: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     "Return one course as `_draw_siphon` does, which may run into itself."
-    directions = _unit(_COURSE + winding * _STRAY[:, None] * (_TOGETHER @ rng.normal(size=_COURSE.shape)))
+    stray = _SIPHON_TOGETHER @ rng.normal(size=_COURSE.shape)
+    directions = _unit(_COURSE + winding * _STRAY[:, None] * stray)
     directions += sharper * (directions - gaussian_filter1d(directions, 4, axis=0, mode='nearest'))
     stretch = np.exp(winding * (rng.normal(0, 0.12) + rng.normal(0, 0.16, 5)))
     reached = np.interp(_KNOTS, np.arange(0, 51, 10), np.concatenate([[0], np.cumsum(9.7 * stretch)]))
-    tangents = _unit(CubicSpline(reached, directions)(np.arange(reached[-1])))
-    course = np.concatenate([np.zeros((1, 3)), np.cumsum((tangents[1:] + tangents[:-1]) / 2, axis=0)])
-    return course, int(np.interp(35, _KNOTS, reached))
+    return _walk(reached, directions), int(np.interp(35, _KNOTS, reached))
 
 
 def _draw_siphon(winding: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
@@ -265,11 +280,30 @@ def _draw_carotid(side: int, population: Population, winding: float,
     return [_branch(f'{letter}_neck', course[:cut + 1], (wide * 1.05, wide), filling),
             _branch(f'{letter}_ICA', course[cut:], (wide, narrow), filling)]
 
+# %% ../nbs/01_arteries.ipynb #5465a241
+_PACE = 5.0                                                        # mm from one mean direction to the next
+
+
+def _wander(mean: np.ndarray, stray: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return a course, (m, 3) in steps of 1 mm from 0, that strays from a mean course.
+
+    `mean` and `stray`, (n, 3), are the mean and the standard deviation of its direction every 5 mm.
+    """
+    knots = _PACE * np.arange(len(mean))
+    swinging, lasting = _together(knots, 10.0, 32.0), _together(knots, 9.0)
+    aside, along, across = rng.normal(size=(3, len(mean)))
+    drawn = np.stack([swinging @ aside, lasting @ along, swinging @ across], axis=1)
+    return _walk(knots, _unit(mean + stray * drawn))
+
 # %% ../nbs/01_arteries.ipynb #15f0fdc1
-_ARCH = np.array([  # A2's knots in mm from its origin, up and around the front of the corpus callosum
-    (0, 0, 0), (0.3, -11, 1), (0.6, -21, 8), (0.6, -26, 21), (0.6, -20, 35), (0.6, -4, 44), (0.6, 18, 47),
-    (0.6, 38, 43)])
+_ARCH = np.array([  # mean direction of A2 every 5 mm, up and around the front of the corpus callosum
+    (-0.05, -0.66, 0.20), (0, -0.62, 0.55), (0, -0.56, 0.68), (0, -0.66, 0.58), (0, -0.70, 0.46),
+    (0, -0.62, 0.48), (0, -0.40, 0.58), (0, -0.06, 0.68), (0, 0.28, 0.71), (0, 0.46, 0.64),
+    (0, 0.56, 0.58), (0, 0.60, 0.56), (0, 0.66, 0.52), (0, 0.71, 0.46), (0, 0.75, 0.36), (0, 0.72, 0.30),
+    (0, 0.70, 0.29), (0, 0.68, 0.28), (0, 0.66, 0.25), (0, 0.62, 0.24), (0, 0.60, 0.24)])
+_ARCH_STRAY = np.array((0.20, 0.40, 0.32))                         # its standard deviation
 _CHOROIDAL = [(0, 0, 0), (2, 6, 0), (7, 15, 2), (10, 24, 6), (11, 31, 9)]
+_TEMPORAL = [(0, 0, 0), (2, -1.5, -2), (5, -5, -8), (11, -10, -10), (19, -13, -8)]
 _OPHTHALMIC = [(0, 0, 0), (1, -6, 1), (3, -15, 0), (0, -24, 3), (-2, -34, 2)]
 
 
@@ -277,30 +311,34 @@ def _draw_anterior(side: int, carotid: Vessel, a1_length: float, junction: np.nd
                    winding: float, rng: np.random.Generator) -> tuple[Vessel, Vessel]:
     "Return A1, which ends at the `junction`, and A2 of one side."
     letter, top = carotid.name[0], carotid.points[-1]
-    course = _bowed(top, junction, a1_length, (0, -0.4, rng.normal(0.4, 0.5)))
+    course = _bowed(top, junction, a1_length, (0, 0.8, rng.normal(0.7, 1.0)))
     course = wiggle(course, 0.5 * winding, 9, rng)
     wide = _draw_size(_DIAMETERS, 'A1', rng) * (0.35 if thin_a1 else 1)
     a1 = _branch(f'{letter}_A1', course, (wide, wide), carotid.filling, carotid)
     wide = _draw_size(_DIAMETERS, 'A2', rng)
-    arch = _ARCH * rng.normal(0.88, 0.05)
-    a2 = _shoot(f'{letter}_A2', a1, a1.points[-1], arch, side, (wide, 0.4 * wide), rng, 0.05 * winding)
-    return a1, a2
+    arch = _wander(_ARCH, 0.75 * winding * np.tile(_ARCH_STRAY, (len(_ARCH), 1)), rng)
+    course = wiggle(junction + beside(smooth(arch[::2]), side), 0.4 * winding, 9, rng)
+    return a1, _branch(f'{letter}_A2', course, (wide, 0.4 * wide), a1.filling, a1)
 
 # %% ../nbs/01_arteries.ipynb #15f0fdc3
 def _draw_m1(side: int, carotid: Vessel, winding: float, rng: np.random.Generator) -> Vessel:
-    "Return M1 of one side."
+    "Return M1 of one side, as far as it divides."
     top = carotid.points[-1]
-    length = _draw_size(_LENGTHS, 'M1', rng)
-    tip = top + beside((0.9, rng.normal(-0.25, 0.16), rng.normal(0.02, 0.19)), side) * length * 0.93
-    course = _bowed(top, tip, 0.97 * length, (0, rng.normal(-0.6, 0.4), rng.normal(0.3, 0.6)))
-    course = wiggle(course, 0.75 * winding, 11, rng)
+    length = 17 * math.exp(0.42 * np.clip(rng.normal(), -1.8, 1.6))
+    heading = np.array((0.9, rng.normal(-0.30, 0.28), rng.normal(-0.05, 0.25)))
+    tip = top + beside(heading / np.linalg.norm(heading), side) * length * 0.93
+    course = _bowed(top, tip, 0.97 * length, (0, rng.normal(-0.6, 0.4), rng.normal(0.1, 0.7)))
+    course = wiggle(course, rng.uniform(0.4, 1.2) * winding * min(1, length / 16), 11, rng)
     wide = _draw_size(_DIAMETERS, 'M1', rng)
     return _branch(f'{carotid.name[0]}_M1', course, (wide, wide), carotid.filling, carotid)
 
 # %% ../nbs/01_arteries.ipynb #15f0fdc2
 def _draw_front(side: int, carotid: Vessel, a1_length: float, junction: np.ndarray, thin_a1: bool,
                 winding: float, rng: np.random.Generator) -> list[Vessel]:
-    "Return A1, A2, M1, anterior choroidal and ophthalmic artery of one side; A1 ends at the `junction`."
+    """Return the carotid's branches of one side; A1 ends at the `junction`.
+
+    They are A1, A2, M1, the anterior choroidal, the ophthalmic and the anterior temporal artery.
+    """
     letter = carotid.name[0]
     a1, a2 = _draw_anterior(side, carotid, a1_length, junction, thin_a1, winding, rng)
     m1 = _draw_m1(side, carotid, winding, rng)
@@ -309,43 +347,59 @@ def _draw_front(side: int, carotid: Vessel, a1_length: float, junction: np.ndarr
     choroidal = _shoot(f'{letter}_AntChor', carotid, origin, _CHOROIDAL, side, diameters, rng)
     diameters = _draw_size(_DIAMETERS, 'ophthalmic', rng), 0.5
     eye = _shoot(f'{letter}_ophthalmic', carotid, carotid.at(0.58)[0], _OPHTHALMIC, side, diameters, rng)
-    return [a1, a2, m1, choroidal, eye]
+    origin, diameters = m1.at(rng.uniform(0.3, 0.95))[0], (rng.uniform(0.7, 1.4), 0.6)
+    temporal = _shoot(f'{letter}_temporal', m1, origin, _TEMPORAL, side, diameters, rng, 0.2)
+    return [a1, a2, m1, choroidal, eye, temporal]
 
 # %% ../nbs/01_arteries.ipynb #35c87862
-def _insula_course(root: np.ndarray, angle: float, side: int, rng: np.random.Generator) -> list[np.ndarray]:
-    "Return the knots of a branch over insula and operculum, at an angle (radians) in the side view."
+_INSULA = np.array([  # mean direction of a branch every 5 mm from where M1 divides: outwards, up the insula, aside
+    (0.60, 0.05, 0), (0.66, 0.25, 0), (0.64, 0.48, 0), (0.52, 0.63, 0), (0.36, 0.70, 0), (0.20, 0.76, 0),
+    (0.02, 0.77, 0), (-0.12, 0.76, 0), (-0.10, 0.68, 0), (0.03, 0.58, 0), (0.19, 0.47, 0), (0.32, 0.37, 0),
+    (0.39, 0.31, 0), (0.42, 0.28, 0), (0.45, 0.28, 0), (0.42, 0.31, 0), (0.34, 0.36, 0), (0.24, 0.42, 0)])
+_INSULA_STRAY = np.array([(0.42, 0.50, 0.46)] * 2 + [(0.42, 0.36, 0.40)] * 6 + [(0.46, 0.44, 0.44)] * 10)
+
+
+def _insula_course(angle: float, outwards: float, first: int, winding: float,
+                   rng: np.random.Generator) -> np.ndarray:
+    """Return a left branch's course over insula and operculum, (n, 3) in steps of 1 mm from 0.
+
+    Its `angle` in the side view is in radians from straight up to the back; it is `outwards` mm from where
+    M1 divides to the insula; and it starts at knot `first` of the mean course.
+    """
+    mean = _INSULA.copy()
+    share = np.clip(outwards / 13.0, 0.0, 1.5)
+    mean[:6, 0] *= share
+    mean[:3, 1] = np.array((0.90, 0.98, 0.90)) - np.array((0.85, 0.75, 0.45)) * share
+    aside, along, across = _wander(mean[first:], 0.75 * winding * _INSULA_STRAY[first:], rng).T
     back, up = math.sin(angle), math.cos(angle)
-    knots = [(4, 14 * back, 14 * up), (7, 25 * back, 21 * up), (12, 27 * back, 20 * up - 2),
-             (18, 28 * back, 20 * up - 1), (23, 33 * back, 26 * up)]
-    return [root + beside(knot, side) for knot in rng.normal(0, 1.2, (5, 3)) + knots]
+    return np.stack([aside, along * back + across * up, along * up - across * back], axis=1)
 
 
-def _draw_trunk(name: str, angle: float, fan: tuple[float, float], side: int, m1: Vessel,
-                rng: np.random.Generator) -> list[Vessel]:
-    "Return an M2 trunk that rises at an angle, and its branches, spread over a fan; degrees, from the side."
-    root, letter = m1.points[-1], m1.name[0]
-    upward = np.array([0.25, math.sin(math.radians(angle)), math.cos(math.radians(angle))])
-    wide = _draw_size(_DIAMETERS, 'M2', rng)
-    offsets = np.outer([0, 4, 8, 13], upward)
-    trunk = _shoot(f'{letter}_M2_{name}', m1, root, offsets, side, (wide, 0.8 * wide), rng)
+def _draw_trunk(name: str, angle: float, fan: tuple[float, float], side: int, m1: Vessel, outwards: float,
+                winding: float, rng: np.random.Generator) -> list[Vessel]:
+    "Return an M2 trunk at an angle, and its branches, spread over a fan; degrees, in the side view."
+    letter, wide = m1.name[0], _draw_size(_DIAMETERS, 'M2', rng)
+    reach = rng.integers(9, 24)                                    # mm
+    course = _insula_course(math.radians(angle), outwards, 0, winding, rng)[:reach + 1]
+    course = m1.points[-1] + beside(resample(course), side)
+    trunk = _branch(f'{letter}_M2_{name}', course, (wide, 0.8 * wide), m1.filling, m1)
     vessels = [trunk]
-    angles = np.linspace(*fan, rng.integers(3, 6))
-    for i, angle in enumerate(np.radians(angles + rng.normal(0, 8, len(angles)))):
-        start = trunk.at(rng.uniform(0.55, 1))[0]
-        course = wiggle(smooth([start, *_insula_course(root, angle, side, rng)]), 1.0, 12, rng)
-        diameters = 0.78 * wide, 0.6 * wide
-        vessels.append(_branch(f'{letter}_M3_{name}_{i}', course, diameters, m1.filling, trunk))
+    angles = np.linspace(*fan, rng.integers(4, 8))
+    for i, angle in enumerate(np.radians(angles + rng.normal(0, 10, len(angles)))):
+        where = 1.0 if i == 1 else rng.uniform(0.15, 1)
+        course = _insula_course(angle, outwards, round(where * reach / _PACE), winding, rng)
+        course = trunk.at(where)[0] + beside(smooth(course[::2]), side)
+        vessels.append(_branch(f'{letter}_M3_{name}_{i}', course, (0.72 * wide, 0.55 * wide), m1.filling, trunk))
     return vessels
 
 # %% ../nbs/01_arteries.ipynb #35c87863
-def _draw_middle_cerebral(side: int, m1: Vessel, population: Population,
+def _draw_middle_cerebral(side: int, m1: Vessel, insula: float, winding: float, population: Population,
                           rng: np.random.Generator) -> list[Vessel]:
-    "Return the M2 trunks and their branches over insula and operculum to the brain's outer surface."
-    middle = rng.normal(35, 8)                # degrees in the side view, from straight up to the back
-    half = rng.normal(97, 19) / 2
-    trunks = [('superior', middle - half, (-80, 20)), ('inferior', middle + half, (30, 120))]
-    if rng.random() < population.trifurcation: trunks.append(('middle', middle, (0, 50)))
-    return [vessel for trunk in trunks for vessel in _draw_trunk(*trunk, side, m1, rng)]
+    "Return the M2 trunks and their branches; the insula lies `insula` mm from the middle."
+    outwards = insula - abs(m1.points[-1][0])
+    trunks = [('superior', rng.normal(-15, 20), (-60, 25)), ('inferior', rng.normal(50, 12), (20, 65))]
+    if rng.random() < population.trifurcation: trunks.append(('middle', rng.normal(25, 12), (0, 50)))
+    return [vessel for trunk in trunks for vessel in _draw_trunk(*trunk, side, m1, outwards, winding, rng)]
 
 # %% ../nbs/01_arteries.ipynb #ec5eb130
 def _draw_pcom(letter: str, carotid: Vessel, fetal: bool, population: Population, spared: set[str],
@@ -497,10 +551,11 @@ _SURFACES = {  # ellipsoids on which distal arteries run: centre and half-axes i
     'cerebellum': ((0, 52, -30), (52, 34, 25)),
     'scalp': ((0, 15, 18), (78, 98, 84)), 'face': ((0, -10, -40), (48, 62, 60))}
 _TERRITORIES = {  # parent: list of (where along it, surface, heading for the left side, length in mm)
-    'A2': [(0.10, 'medial', (0, -1, -0.3), 35), (0.24, 'medial', (0, -1, 0.4), 45),
+    'A2': [(0.10, 'medial', (0, -1, 0.0), 35), (0.24, 'medial', (0, -1, 0.4), 45),
            (0.36, 'medial', (0, -0.5, 1), 75), (0.50, 'medial', (0, 0.1, 1), 60),
            (0.72, 'medial', (0, 0.3, 1), 50), (0.88, 'medial', (0, 0.6, 1), 45),
            (1.0, 'medial', (0, 1, 0), 35)],
+    'temporal': [(0.7, 'temporal', (0.8, 0.5, -0.4), 35), (1.0, 'temporal', (0.4, 1, -0.3), 45)],
     'P2': [(0.2, 'temporal', (0.9, 0.4, -0.2), 45), (0.4, 'temporal', (0.8, 0.8, -0.3), 55),
            (0.6, 'temporal', (0.5, 1, -0.1), 60), (0.8, 'occipital', (0, 0.8, 0.6), 45),
            (1.0, 'occipital', (0, 1, 0.1), 50), (1.0, 'occipital', (0, 0.7, 0.9), 60)],
@@ -569,7 +624,8 @@ def _first_sprouts(vessels: dict[str, Vessel], rng: np.random.Generator) -> list
         last = len(parent.points) - 1
         if kind.startswith('M3'):
             heading = parent.points[-1] - parent.points[-4]
-            sprouts.append((parent, last, 'convexity', heading, rng.uniform(55, 100), side))
+            if 'inferior' in kind: heading = heading + (0, 0.6, -1.2)           # down over the temporal lobe
+            sprouts.append((parent, last, 'convexity', heading, rng.uniform(50, 95), side))
         for where, surface, heading, length in _TERRITORIES.get(kind, []):
             heading, length = beside(heading, side), length * rng.uniform(0.7, 1.2)
             sprouts.append((parent, round(where * last), surface, heading, length, side))
@@ -631,9 +687,10 @@ def _roughen(vessels, population: Population, rng: np.random.Generator) -> None:
         vessel.hidden *= calibre
 
 # %% ../nbs/01_arteries.ipynb #41859fd5
-def _junctions(tops: dict, a1_lengths: dict, acom_length: float) -> dict[int, np.ndarray]:
+def _junctions(tops: dict, a1_lengths: dict, acom_length: float,
+               rng: np.random.Generator) -> dict[int, np.ndarray]:
     "Return where both A1 end: at one height, as far forward as the shorter one reaches."
-    up = (tops[1][2] + tops[-1][2]) / 2 + 2.5
+    up = (tops[1][2] + tops[-1][2]) / 2 + rng.normal(0.4, 2.4)
     reaches = []
     for side, top in tops.items():
         left = (0.97 * a1_lengths[side]) ** 2 - (abs(top[0]) - acom_length / 2) ** 2 - (up - top[2]) ** 2
@@ -652,13 +709,14 @@ def _draw_carotid_sides(population: Population, winding: float, thin: dict, acom
     carotids = {side: _draw_carotid(side, population, winding, rng) for side in (1, -1)}
     a1_lengths = {side: _draw_size(_LENGTHS, 'A1', rng) for side in (1, -1)}
     tops = {side: carotid.points[-1] for side, (_, carotid) in carotids.items()}
-    junctions = _junctions(tops, a1_lengths, acom_length)
+    junctions = _junctions(tops, a1_lengths, acom_length, rng)
     named = {}
     for side, letter in ((1, 'L'), (-1, 'R')):
         neck, carotid = carotids[side]
         front = _draw_front(side, carotid, a1_lengths[side], junctions[side], thin[letter], winding, rng)
         outside = _draw_external(side, neck, rng) if rng.random() < population.external else []
-        middle = _draw_middle_cerebral(side, front[2], population, rng)
+        insula = abs(tops[side][0]) + rng.normal(26.8, 2.2)
+        middle = _draw_middle_cerebral(side, front[2], insula, winding, population, rng)
         named |= _named([neck, carotid, *front, *middle, *outside])
     return named
 

@@ -120,14 +120,17 @@ def measure_simulated(seed, rows):
         points = lambda name: tree[f"{letter}_{name}"].points
         carotid = np.concatenate([points("neck"), points("ICA")[1:]])[::-1] * (side, 1, 1)
         measure_siphon(resample(carotid, 1.0), rows)
-        stem = next(name for name in tree if name.startswith(f"{letter}_M3") and "." not in name)
-        child = next((v for name, v in tree.items() if name.startswith(f"{stem}.")), None)
+        stem = tree[f"{letter}_M3_inferior_1"]
+        child = next((v for name, v in tree.items() if name.startswith(f"{stem.name}.")), None)
         measure_branch("A1", resample(points("A1"), 1.0), 0, 14, rows)
         measure_branch("A2", resample(points("A2"), 1.0), 2, 36, rows)
         measure_branch("M1", resample(points("M1"), 1.0), 1, 17, rows)
         measure_branch("P2", resample(points("P2"), 1.0), 0, 25, rows)
         if child is not None:
-            measure_branch("M4", resample(np.concatenate([tree[stem].points, child.points[1:]]), 1.0), 45, 85, rows)
+            trunk = points("M2_inferior")
+            trunk = trunk[: np.linalg.norm(trunk - stem.points[0], axis=1).argmin()]
+            course = np.concatenate([points("M1"), trunk[1:], stem.points, child.points[1:]])
+            measure_branch("M4", resample(course, 1.0), 60, 100, rows)
 
 
 if __name__ == "__main__":

@@ -78,11 +78,11 @@ def _nearby(graph, kinds, top, aca):
 
 def our_silhouettes(seed):
     """Return the silhouettes of both carotids of a simulated tree."""
-    tree, pictures = draw_vessels(np.random.default_rng([9, seed]), generations=2), []
+    tree, pictures = draw_vessels(np.random.default_rng([9, seed]), generations=1), []
     for letter, side in (("L", 1), ("R", -1)):
         carotid = np.concatenate([tree[f"{letter}_neck"].points, tree[f"{letter}_ICA"].points[1:]])[::-1]
         graph, places = nx.Graph(), []
-        names = [name for name in tree if name[:4] in {f"{letter}_{part}" for part in ("A1", "A2", "M1", "M2", "M3")}]
+        names = [name for name in tree if name[:4] in {f"{letter}_{part}" for part in ("A1", "A2", "M1", "M2", "M3", "te")}]
         for name in names:
             points = tree[name].points
             first = len(places)
