@@ -103,7 +103,7 @@ _DIAMETERS = {  # mean and standard deviation in mm
     'VA proximal': (3.9, 0.5), 'VA distal': (2.8, 0.5),                          # the same
     'PICA': (1.6, 0.3), 'SCA': (1.5, 0.3), 'AICA': (1.1, 0.2),                   # ours
     'AntChor': (0.9, 0.15), 'ophthalmic': (1.3, 0.2)}                            # ours
-_LENGTHS = {  # mean and standard deviation in mm
+_LENGTHS = {  # mean and standard deviation in mm; M1's, to the insula, is not used: see below
     'ICA': (33.1, 6.1), 'M1': (22.5, 8.1), 'A1': (13.96, 1.4), 'ACOM': (2.74, 0.62), 'PCOM': (12.93, 0.92),
     'P1': (6.59, 1.09), 'BA': (27.3, 5.7), 'VA': (40.0, 10.6), 'AntChor offset': (3.98, 1.23),
     'SCA offset': (2.0, 0.4)}
@@ -231,7 +231,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _walk(knots: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    "Return the course, (m, 3) in steps of 1 mm, that starts at 0 and has these directions, (n, 3), at its knots."
+    "Return the course, (m, 3) in steps of 1 mm from 0, that has these directions, (n, 3), at its knots."
     tangents = _unit(CubicSpline(knots, directions)(np.arange(knots[-1])))
     return np.concatenate([np.zeros((1, 3)), np.cumsum((tangents[1:] + tangents[:-1]) / 2, axis=0)])
 
@@ -352,7 +352,8 @@ def _draw_front(side: int, carotid: Vessel, a1_length: float, junction: np.ndarr
     return [a1, a2, m1, choroidal, eye, temporal]
 
 # %% ../nbs/01_arteries.ipynb #35c87862
-_INSULA = np.array([  # mean direction of a branch every 5 mm from where M1 divides: outwards, up the insula, aside
+# Mean direction of a branch every 5 mm from where M1 divides: outwards, up the insula, aside
+_INSULA = np.array([
     (0.60, 0.05, 0), (0.66, 0.25, 0), (0.64, 0.48, 0), (0.52, 0.63, 0), (0.36, 0.70, 0), (0.20, 0.76, 0),
     (0.02, 0.77, 0), (-0.12, 0.76, 0), (-0.10, 0.68, 0), (0.03, 0.58, 0), (0.19, 0.47, 0), (0.32, 0.37, 0),
     (0.39, 0.31, 0), (0.42, 0.28, 0), (0.45, 0.28, 0), (0.42, 0.31, 0), (0.34, 0.36, 0), (0.24, 0.42, 0)])
@@ -389,7 +390,8 @@ def _draw_trunk(name: str, angle: float, fan: tuple[float, float], side: int, m1
         where = 1.0 if i == 1 else rng.uniform(0.15, 1)
         course = _insula_course(angle, outwards, round(where * reach / _PACE), winding, rng)
         course = trunk.at(where)[0] + beside(smooth(course[::2]), side)
-        vessels.append(_branch(f'{letter}_M3_{name}_{i}', course, (0.72 * wide, 0.55 * wide), m1.filling, trunk))
+        diameters = 0.72 * wide, 0.55 * wide
+        vessels.append(_branch(f'{letter}_M3_{name}_{i}', course, diameters, m1.filling, trunk))
     return vessels
 
 # %% ../nbs/01_arteries.ipynb #35c87863
@@ -469,7 +471,6 @@ def _draw_cerebellar(letter: str, basilar: Vessel, rng: np.random.Generator) -> 
 def _draw_back(front: dict[str, Vessel], population: Population, spared: set[str], winding: float,
                rng: np.random.Generator) -> list[Vessel]:
     "Return PCOM, P1 and P2 of both sides, and the basilar artery with its cerebellar branches."
-    _draw_size(_LENGTHS, 'P1', rng)                     # not used; keeps what each seed draws
     fetal = {letter: rng.random() < population.fetal_pca for letter in 'LR'}
     vessels, junctions = [], {}
     for letter in 'LR':

@@ -83,6 +83,24 @@ def read_tree(path):
     return graph, points, table[:, 1].astype(int)
 
 
+def measure_middle(graph, points, ways, reached, side, rows):
+    """Add where M1 divides into two that each feed a fifth, and how far outwards its branches run over the insula."""
+    order = sorted(ways, key=reached.get)
+    parent = {i: ways[i][-2] for i in order[1:]}
+    fed, kids = dict.fromkeys(order, 0.0), {i: [] for i in order}
+    for i in reversed(order[1:]):
+        fed[parent[i]] += fed[i] + reached[i] - reached[parent[i]]
+        kids[parent[i]].append(i)
+    start = fork = order[0]
+    while kids[fork] and sum(fed[i] > 0.2 * fed[start] for i in kids[fork]) < 2:
+        fork = max(kids[fork], key=fed.get)
+    rows.setdefault("M1, length to where it divides, mm", []).append(reached[fork])
+    insula = [i for i in order if 25 < reached[i] - reached[fork] < 50 and fork in ways[i]]
+    if insula:
+        outwards = side * (points[insula, 0] - points[start, 0])
+        rows.setdefault("insula, outwards of the terminus, mm", []).append(np.median(outwards))
+
+
 def measure_real(path, rows):
     """Add the figures of a real tree."""
     graph, points, kinds = read_tree(path)
@@ -100,6 +118,7 @@ def measure_real(path, rows):
                 for part, first, last in PARTS[name]:
                     measure_branch(part, smoothed(course), first, last, rows)
             if name == "MCA":
+                measure_middle(graph, points, paths, reached, side, rows)
                 _measure_carotid(graph, points, kinds, start, side, middle, rows)
 
 
@@ -126,6 +145,10 @@ def measure_simulated(seed, rows):
         measure_branch("A2", resample(points("A2"), 1.0), 2, 36, rows)
         measure_branch("M1", resample(points("M1"), 1.0), 1, 17, rows)
         measure_branch("P2", resample(points("P2"), 1.0), 0, 25, rows)
+        top = points("ICA")[-1]
+        rows.setdefault("M1, length to where it divides, mm", []).append(tree[f"{letter}_M1"].length)
+        beyond = [v.points[40:80, 0] for name, v in tree.items() if name.startswith(f"{letter}_M3") and "." not in name]
+        rows.setdefault("insula, outwards of the terminus, mm", []).append(side * (np.median(np.concatenate(beyond)) - top[0]))
         if child is not None:
             trunk = points("M2_inferior")
             trunk = trunk[: np.linalg.norm(trunk - stem.points[0], axis=1).argmin()]
