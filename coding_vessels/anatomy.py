@@ -60,7 +60,8 @@ LOCATION_NAMES = {
     'R_ACOM': 'anterior communicating artery, seen from the right',
     'L_MCA': 'left middle cerebral artery', 'R_MCA': 'right middle cerebral artery',
     'L_VA': 'left vertebral artery', 'R_VA': 'right vertebral artery',
-    'L_PICA': 'left posterior inferior cerebellar artery', 'R_PICA': 'right posterior inferior cerebellar artery',
+    'L_PICA': 'left posterior inferior cerebellar artery',
+    'R_PICA': 'right posterior inferior cerebellar artery',
     'L_SCA': 'left superior cerebellar artery', 'R_SCA': 'right superior cerebellar artery',
     'BA': 'basilar artery',
     'L_PCA': 'left posterior cerebral artery', 'R_PCA': 'right posterior cerebral artery'}
@@ -69,15 +70,19 @@ LABELS = ('Aneurysm', *LOCATIONS)
 COLUMNS = ('Index', *LABELS)
 
 # %% ../nbs/00_anatomy.ipynb #20f66834
-MAP = {  # position on a schematic circle of Willis: x to the patient's left, y to the front, in arbitrary units
-    'L_ICA': (2.6, 0.6), 'L_PCOM': (2.2, -1.2), 'L_AntChor': (3.4, -0.8), 'L_ACA': (1.3, 2.2), 'L_ACOM': (0.45, 3.0),
-    'L_MCA': (4.8, 0.9), 'L_VA': (1.2, -6.6), 'L_PICA': (2.6, -6.3), 'L_SCA': (1.9, -3.4), 'L_PCA': (2.6, -2.5),
-    'BA': (0.0, -4.2)}
+# position on a schematic circle of Willis: x to the patient's left, y to the front, in arbitrary units
+MAP = {
+    'L_ICA': (2.6, 0.6), 'L_PCOM': (2.2, -1.2), 'L_AntChor': (3.4, -0.8), 'L_ACA': (1.3, 2.2),
+    'L_ACOM': (0.45, 3.0), 'L_MCA': (4.8, 0.9), 'L_VA': (1.2, -6.6), 'L_PICA': (2.6, -6.3),
+    'L_SCA': (1.9, -3.4), 'L_PCA': (2.6, -2.5), 'BA': (0.0, -4.2)}
 MAP |= {f'R{name[1:]}': (-x, y) for name, (x, y) in MAP.items() if name != 'BA'}
 
-MAP_LINES = [(MAP[f'{side}_{a}'], MAP[f'{side}_{b}']) for side in 'LR' for a, b in (     # the arteries between them, from point to point
-    ('ICA', 'MCA'), ('ICA', 'ACA'), ('ACA', 'ACOM'), ('ICA', 'PCOM'), ('PCOM', 'PCA'), ('ICA', 'AntChor'), ('VA', 'PICA'))]
-MAP_LINES += [(MAP[f'{side}_{a}'], (0.0, y)) for side in 'LR' for a, y in (('VA', -5.5), ('SCA', -3.4), ('PCA', -2.7))]
+# the arteries between them, from point to point
+MAP_LINES = [(MAP[f'{side}_{a}'], MAP[f'{side}_{b}']) for side in 'LR' for a, b in (
+    ('ICA', 'MCA'), ('ICA', 'ACA'), ('ACA', 'ACOM'), ('ICA', 'PCOM'), ('PCOM', 'PCA'), ('ICA', 'AntChor'),
+    ('VA', 'PICA'))]
+MAP_LINES += [(MAP[f'{side}_{a}'], (0.0, y)) for side in 'LR'
+              for a, y in (('VA', -5.5), ('SCA', -3.4), ('PCA', -2.7))]
 MAP_LINES += [(MAP['R_ACOM'], MAP['L_ACOM']), ((0.0, -5.5), (0.0, -2.7))]
 
 # %% ../nbs/00_anatomy.ipynb #f7da6d5e
@@ -117,7 +122,8 @@ def _swap_sides(name):
 
 
 MIRROR_VIEWS = np.array([VIEWS.index(_swap_sides(view)) for view in VIEWS])
-MIRROR_LABELS = np.array([LABELS.index(name if name in ('Aneurysm', 'BA') else _swap_sides(name)) for name in LABELS])
+MIRROR_LABELS = np.array([LABELS.index(name if name in ('Aneurysm', 'BA') else _swap_sides(name))
+                          for name in LABELS])
 
 # %% ../nbs/00_anatomy.ipynb #598d8ef3
 def mirror_study(frames: np.ndarray) -> np.ndarray:
@@ -139,13 +145,15 @@ def mirror_study(frames: np.ndarray) -> np.ndarray:
         If the first axis is not the eight views.
     """
     if len(frames) != len(VIEWS):
-        raise ValueError(f'a study has {len(VIEWS)} frames, this array has {len(frames)}; give shape (8, height, width).')
+        raise ValueError(f'a study has {len(VIEWS)} frames, this array has {len(frames)}; '
+                         'give shape (8, height, width).')
     mirrored = frames[MIRROR_VIEWS]
     mirrored[FRONTAL] = mirrored[FRONTAL][:, :, ::-1]
     return mirrored
 
 # %% ../nbs/00_anatomy.ipynb #9487eec5
-STRUCTURES = ('ICA', 'PCOM', 'AntChor', 'ACA', 'ACOM', 'MCA', 'VA', 'PICA', 'BA', 'SCA', 'SCA of the other side', 'PCA', 'PCA of the other side')
+STRUCTURES = ('ICA', 'PCOM', 'AntChor', 'ACA', 'ACOM', 'MCA', 'VA', 'PICA', 'BA',
+              'SCA', 'SCA of the other side', 'PCA', 'PCA of the other side')
 
 
 def structure_of(location: str, view: str) -> int:
@@ -166,20 +174,25 @@ def structure_of(location: str, view: str) -> int:
     ValueError
         If the view's injection does not fill the location.
     """
-    if view not in views_of(location): raise ValueError(f'{view} does not show {location}; use one of {", ".join(views_of(location))}.')
+    if view not in views_of(location):
+        raise ValueError(f'{view} does not show {location}; use one of {", ".join(views_of(location))}.')
     vessel = location.split('_')[-1]
-    return STRUCTURES.index(vessel if vessel not in ('SCA', 'PCA') or location[0] == view[0] else f'{vessel} of the other side')
+    return STRUCTURES.index(vessel if vessel not in ('SCA', 'PCA') or location[0] == view[0]
+                            else f'{vessel} of the other side')
 
 # %% ../nbs/00_anatomy.ipynb #9bf510f3
-MIRRORED = FRONTAL & np.array([view[0] == 'R' for view in VIEWS])     # these views must be flipped to look like left ones
-READINGS = np.array([sorted(np.flatnonzero(row), key=lambda view: VIEWS[view][0] != location[0]) * int(4 // row.sum())
-                     for location, row in zip(LOCATIONS, SHOWN)])     # (21, 4): the views of each location, its own side first; two views come twice
+# these views must be flipped to look like left ones
+MIRRORED = FRONTAL & np.array([view[0] == 'R' for view in VIEWS])
+# (21, 4): the views of each location, its own side first; two views come twice
+READINGS = np.array([
+    sorted(np.flatnonzero(row), key=lambda view: VIEWS[view][0] != location[0]) * int(4 // row.sum())
+    for location, row in zip(LOCATIONS, SHOWN)])
 
 # %% ../nbs/00_anatomy.ipynb #95d09b62
-_SHOWN_PLACES = {(VIEWS.index(view), structure_of(location, view)) for location in LOCATIONS for view in views_of(location)}
+_SHOWN_PLACES = {(VIEWS.index(view), structure_of(location, view))
+                 for location in LOCATIONS for view in views_of(location)}
 LOOKS = np.array(sorted(_SHOWN_PLACES))      # (52, 2): view, structure
 
-
 # %% ../nbs/00_anatomy.ipynb #3eeb7e96
-ORDER = hashlib.sha256(repr((VIEWS, LABELS, STRUCTURES)).encode()).hexdigest()[:16]      # of views, labels and structures
-
+# of views, labels and structures
+ORDER = hashlib.sha256(repr((VIEWS, LABELS, STRUCTURES)).encode()).hexdigest()[:16]

@@ -56,10 +56,12 @@ def _viewer(dataset) -> Dataset | None:
     "Return the table or window of a DICOM object alone, a window set for 0 to 255; None if it has neither."
     viewer, table = Dataset(), dataset.get('VOILUTSequence')
     viewer.PhotometricInterpretation, viewer.BitsStored, viewer.PixelRepresentation = 'MONOCHROME2', 8, 0
-    viewer.file_meta = dataset.file_meta                                                 # the order of the table's bytes
+    # the order of the table's bytes
+    viewer.file_meta = dataset.file_meta
     if table and 'LUTData' in table[0]:
         viewer.VOILUTSequence = [Dataset(table[0])]
-        viewer.VOILUTSequence[0].LUTDescriptor = [*table[0].LUTDescriptor[:2], 16]       # at 8, pydicom cuts the pixels to 8 bits first
+        # at 8, pydicom cuts the pixels to 8 bits first
+        viewer.VOILUTSequence[0].LUTDescriptor = [*table[0].LUTDescriptor[:2], 16]
         return viewer
     for name in ('WindowCenter', 'WindowWidth', 'VOILUTFunction'):
         if dataset.get(name) is not None: viewer.add(dataset[name])
@@ -68,7 +70,7 @@ def _viewer(dataset) -> Dataset | None:
 # %% ../nbs/02a_dicom.ipynb #84ce740c
 LONGEST = 1_000              # frames of a run that is read
 
-
+# %% ../nbs/02a_dicom.ipynb #a9e65f31
 def grey_frames(dataset) -> np.ndarray:
     """Return all frames of a DICOM object as grey levels.
 
@@ -82,10 +84,13 @@ def grey_frames(dataset) -> np.ndarray:
     ndarray, shape (frames, height, width), uint8
         Vessels as dark as a viewer would show them.
     """
-    pixels = dataset.pixel_array                                                         # colours: red, green, blue
+    # colours: red, green, blue
+    pixels = dataset.pixel_array
     if dataset.SamplesPerPixel > 1:
-        return np.stack([_luminance(colours, dataset.BitsStored) for colours in pixels.reshape(-1, *pixels.shape[-3:])])
-    frames = pixels.reshape(-1, *pixels.shape[-2:])                                      # one after the other: windowed values take eight bytes a pixel
+        return np.stack([_luminance(colours, dataset.BitsStored)
+                         for colours in pixels.reshape(-1, *pixels.shape[-3:])])
+    # one after the other: windowed values take eight bytes a pixel
+    frames = pixels.reshape(-1, *pixels.shape[-2:])
     if dataset.PhotometricInterpretation == 'PALETTE COLOR':
         bits = _palette(dataset)
         return np.stack([_luminance(apply_color_lut(frame, dataset), bits) for frame in frames])
@@ -95,17 +100,21 @@ def grey_frames(dataset) -> np.ndarray:
         low, high = _span(map(show, frames))
         low = min(0, low)
         spare = max(0, int(high - low).bit_length() - 8)
-        grey = np.stack([((show(frame) - low).astype(np.int64) >> spare).astype(np.uint8) for frame in frames])
+        grey = np.stack([((show(frame) - low).astype(np.int64) >> spare).astype(np.uint8)
+                         for frame in frames])
     else:
         show = lambda frame: np.asarray(apply_voi_lut(apply_modality_lut(frame, dataset), viewer), float)
         low, high = _span(map(show, frames)) if 'VOILUTSequence' in viewer else (0, 255)
         share = 255 / max(high - low, 1e-9)
-        grey = np.stack([np.round((show(frame) - low) * share).clip(0, 255).astype(np.uint8) for frame in frames])
+        grey = np.stack([np.round((show(frame) - low) * share).clip(0, 255).astype(np.uint8)
+                         for frame in frames])
     return 255 - grey if dataset.PhotometricInterpretation == 'MONOCHROME1' else grey
 
 # %% ../nbs/02a_dicom.ipynb #a9fae5c1
 def best_number(frames: np.ndarray) -> int:
-    "Return the number of the frame, of (frames, height, width), uint8, with the most dark structures that are as thin as arteries."
+    """Return the number of the frame, of (frames, height, width), uint8,
+    with the most dark structures that are as thin as arteries.
+    """
     height = frames.shape[1]
     wider = np.ones((max(3, height // 40 | 1),) * 2, np.uint8)
     calm = (cv2.GaussianBlur(frame, (0, 0), height / 700) for frame in frames)
@@ -121,7 +130,8 @@ def best_frame(frames: np.ndarray, projection: str = 'filling') -> np.ndarray:
     projection : 'filling' or 'minimum'
         The frame in which the arteries are fullest, or the darkest value of each pixel.
     """
-    if projection not in ('filling', 'minimum'): raise ValueError(f"'{projection}' is no projection; use 'filling' or 'minimum'.")
+    if projection not in ('filling', 'minimum'):
+        raise ValueError(f"'{projection}' is no projection; use 'filling' or 'minimum'.")
     return frames.min(axis=0) if projection == 'minimum' else frames[best_number(frames)].copy()
 
 # %% ../nbs/02a_dicom.ipynb #f738b3bd
@@ -135,7 +145,9 @@ def _decoded(path) -> np.ndarray:
 
 @cache
 def _decoder() -> ProcessPoolExecutor:
-    "Return the one process that decodes; joblib keeps other processes for other work, so this one is not of its pool."
+    """Return the one process that decodes;
+    joblib keeps other processes for other work, so this one is not of its pool.
+    """
     return ProcessPoolExecutor(max_workers=1, timeout=120)
 
 
@@ -150,9 +162,11 @@ def _apart(path) -> np.ndarray:
 
 def _deflated(path) -> bool:
     try: return read_file_meta_info(path).TransferSyntaxUID == DeflatedExplicitVRLittleEndian
-    except Exception: return False                                                       # whatever is wrong with it, reading will tell
+    except Exception:
+        # whatever is wrong with it, reading will tell
+        return False
 
-
+# %% ../nbs/02a_dicom.ipynb #80d0a6ae
 def read_dicom(path):
     """Return the header and the grey frames of a DICOM file of at most 2 GB.
 
@@ -167,19 +181,30 @@ def read_dicom(path):
     Raises
     ------
     FrameError
-        If the file is no DICOM, has no picture, is too large, is damaged, or is compressed in a way that nothing here decodes.
+        If the file is no DICOM, has no picture, is too large, is damaged,
+        or is compressed in a way that nothing here decodes.
     """
     check_file(path, 2_000_000_000)
     if _deflated(path): raise FrameError(f'{path} is deflated as a whole; export it uncompressed.')
     try:
         dataset = pydicom.dcmread(path)
-        rows, columns, number, samples = (int(getattr(dataset, name, None) or 1) for name in ('Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel'))
+        rows, columns, number, samples = (
+            int(getattr(dataset, name, None) or 1)
+            for name in ('Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel'))
     except Exception: raise FrameError(f'{path} is no readable DICOM file; export it again.') from None
     if 'PixelData' not in dataset: raise FrameError(f'{path} has no picture; leave it out.')
-    if not (SIDES[0] <= min(rows, columns) and max(rows, columns) <= SIDES[1] and rows * columns <= PIXELS and number <= LONGEST and rows * columns * number * samples <= 4 * PIXELS):
-        raise FrameError(f'{path} claims {number} frames of {columns} x {rows} pixels; export {SIDES[0]} to {SIDES[1]} a side and at most {4 * PIXELS // 1_000_000} million in all.')
-    try: return dataset, _apart(path) if dataset.file_meta.TransferSyntaxUID.is_compressed else grey_frames(dataset)
-    except Exception as error: raise FrameError(f'{path} cannot be decoded ({type(error).__name__}); export it uncompressed.') from None
+    if not (SIDES[0] <= min(rows, columns) and max(rows, columns) <= SIDES[1]
+            and rows * columns <= PIXELS and number <= LONGEST
+            and rows * columns * number * samples <= 4 * PIXELS):
+        raise FrameError(f'{path} claims {number} frames of {columns} x {rows} pixels; '
+                         f'export {SIDES[0]} to {SIDES[1]} a side '
+                         f'and at most {4 * PIXELS // 1_000_000} million in all.')
+    try:
+        return dataset, (_apart(path) if dataset.file_meta.TransferSyntaxUID.is_compressed
+                         else grey_frames(dataset))
+    except Exception as error:
+        raise FrameError(f'{path} cannot be decoded ({type(error).__name__}); '
+                         'export it uncompressed.') from None
 
 # %% ../nbs/02a_dicom.ipynb #c2033fec
 _SIDE = {'L': r'\b(left|lt|l)\b|\bl(?=ica|va|cca|vert)', 'R': r'\b(right|rt|r)\b|\br(?=ica|va|cca|vert)'}
@@ -189,26 +214,35 @@ _ARTERY = {'I': r'\b[lr]?ica\b|internal carotid', 'V': r'\b[lr]?va\b|vertebral|\
 def tag_of(dataset, name: str) -> str:
     "Return a tag's text; empty if it is missing or cannot be read."
     try: return '' if (value := getattr(dataset, name, None)) is None else str(value).strip()
-    except Exception: return ''                                                          # pydicom decodes tags when they are asked for; damage shows only then
+    except Exception:
+        # pydicom decodes tags when they are asked for; damage shows only then
+        return ''
 
 
 def angle_of(dataset) -> float:
-    "Return how far the detector is turned from the patient's chest towards the patient's left, in degrees; nan if the file does not say."
+    """Return how far the detector is turned from the patient's chest towards the patient's left, in degrees;
+    nan if the file does not say.
+    """
     try: return float(tag_of(dataset, 'PositionerPrimaryAngle'))
     except ValueError: return math.nan
 
 
 def view_of(dataset) -> str | None:
     "Return the view that angles and description of a DICOM object agree on, or None if they leave it open."
-    text = ' '.join(tag_of(dataset, name) for name in ('SeriesDescription', 'ProtocolName', 'AcquisitionDescription', 'ImageComments')).lower().replace('_', ' ')
-    named = [[key for key, pattern in table.items() if re.search(pattern, text)] for table in (_SIDE, _ARTERY)]
+    text = ' '.join(
+        tag_of(dataset, name)
+        for name in ('SeriesDescription', 'ProtocolName', 'AcquisitionDescription', 'ImageComments')
+    ).lower().replace('_', ' ')
+    named = [[key for key, pattern in table.items() if re.search(pattern, text)]
+             for table in (_SIDE, _ARTERY)]
     angle = abs(angle_of(dataset))
     plane = 'A' if angle <= 40 else 'B' if 60 <= angle <= 120 else None
     return f'{named[0][0]}{named[1][0]}-{plane}' if plane and all(len(keys) == 1 for keys in named) else None
 
 # %% ../nbs/02a_dicom.ipynb #1f7e5d30
 def is_mirrored(dataset, view: str) -> bool | None:
-    """Return whether the frames of a DICOM object are mirror images of what a view shows here, or None if the file leaves it open.
+    """Return whether the frames of a DICOM object are mirror images of what a view shows here,
+    or None if the file leaves it open.
 
     Parameters
     ----------
@@ -217,7 +251,8 @@ def is_mirrored(dataset, view: str) -> bool | None:
         One of `VIEWS`: frontals have the patient's left at the right, laterals the face at the left.
     """
     frontal = view.endswith('A')
-    rows = tag_of(dataset, 'PatientOrientation').strip("['")[:1]                         # where a row runs: left, right, anterior, posterior
+    # where a row runs: left, right, anterior, posterior
+    rows = tag_of(dataset, 'PatientOrientation').strip("['")[:1]
     if rows and rows in ('LR' if frontal else 'PA'): return rows in 'RA'
     angle = math.radians(angle_of(dataset) % 360)
     along = math.cos(angle) if frontal else math.sin(angle)
@@ -234,26 +269,37 @@ def _files_below(source: Path, problems: list) -> dict[str, Path]:
     name_of = lambda path: _printable(os.path.relpath(path, source))
     why = lambda error: (f'the folder cannot be read ({error.strerror})', 'give the right to read it')
     walk = os.walk(source, onerror=lambda error: problems.append(('', name_of(error.filename), *why(error))))
-    return {name_of(path): path for folder, _, names in walk for path in (Path(folder, name) for name in names)}
+    return {name_of(path): path for folder, _, names in walk
+            for path in (Path(folder, name) for name in names)}
 
 
 def _read_mapping(mapping, files) -> dict[str, tuple[str, str, str]]:
-    "Return patient, study (perhaps empty) and view by file of a mapping; every row must name one of the files, and none twice."
+    """Return patient, study (perhaps empty) and view by file of a mapping;
+    every row must name one of the files, and none twice.
+    """
     if mapping is None: return {}
     table = read_table(mapping, key='file')
     missing = [name for name in ('file', 'Patient', 'view') if name not in table.columns]
     if missing: raise ValueError(f'{mapping} lacks the columns {", ".join(missing)}; add them.')
     table['file'] = table['file'].where(table['file'].isin(list(files)), table['file'].str.replace('\\', '/'))
     for line, row in table.iterrows():
-        if row['view'] not in VIEWS: raise ValueError(f"{mapping}, line {line}: '{row['view']}' is no view; use one of {', '.join(VIEWS)}.")
-        if row['file'] not in files: raise ValueError(f"{mapping}, line {line}: there is no file '{row['file']}'; write it as it lies in the folder.")
+        if row['view'] not in VIEWS:
+            raise ValueError(f"{mapping}, line {line}: '{row['view']}' is no view; "
+                             f"use one of {', '.join(VIEWS)}.")
+        if row['file'] not in files:
+            raise ValueError(f"{mapping}, line {line}: there is no file '{row['file']}'; "
+                             'write it as it lies in the folder.')
         if not row['Patient']: raise ValueError(f'{mapping}, line {line}: the row has no Patient; write one.')
-    if table['file'].duplicated().any(): raise ValueError(f"{mapping} names {table['file'][table['file'].duplicated()].iloc[0]} twice; keep one of the rows.")
+    if table['file'].duplicated().any():
+        raise ValueError(f"{mapping} names {table['file'][table['file'].duplicated()].iloc[0]} twice; "
+                         'keep one of the rows.')
     return {row['file']: (row['Patient'], row.get('study', ''), row['view']) for _, row in table.iterrows()}
 
 # %% ../nbs/02a_dicom.ipynb #84d6f0b5
 class _Kept(NamedTuple):
-    "A frame that is kept: its file, its picture, the study's date, and what to look at, as problem and more of the mend."
+    """A frame that is kept: its file, its picture, the study's date,
+    and what to look at, as problem and more of the mend.
+    """
     file: str
     picture: Path
     date: str
@@ -262,7 +308,8 @@ class _Kept(NamedTuple):
 
 def _doubts(dataset, view: str, mirrored: bool | None) -> list[tuple[str, str]]:
     "Return what should be looked at in the frame of a DICOM object."
-    belongs = "; the patient's left belongs at the right" if view.endswith('A') else '; the face belongs at the left'
+    belongs = ("; the patient's left belongs at the right" if view.endswith('A')
+               else '; the face belongs at the left')
     unsubtracted = 'the run names a mask to subtract, so it may be stored unsubtracted'
     doubts = [(tag_of(dataset, 'BurnedInAnnotation') != 'NO', 'text may be burned into the frame', ''),
               ('MaskSubtractionSequence' in dataset, unsubtracted, '; export the subtracted run'),
@@ -278,17 +325,25 @@ def _take(path: Path, mapped: tuple[str, str, str], projection: str) -> tuple:
     patient, study, view = said = [said or tag for said, tag in zip(mapped, own)]
     names = 'the patient (no PatientID)', 'the study (no StudyInstanceUID)', 'the view'
     left = [name for name, value in zip(names, said) if not value]
-    if left: raise FrameError(f'{path} leaves {" and ".join(left)} open; add a row{"" if study else " with a study"} to the mapping.')
+    if left:
+        raise FrameError(f'{path} leaves {" and ".join(left)} open; '
+                         f'add a row{"" if study else " with a study"} to the mapping.')
     frame, mirrored = best_frame(frames, projection), is_mirrored(dataset, view)
-    return *said, frame[:, ::-1] if mirrored else frame, tag_of(dataset, 'StudyDate'), _doubts(dataset, view, mirrored)
+    return (*said, frame[:, ::-1] if mirrored else frame, tag_of(dataset, 'StudyDate'),
+            _doubts(dataset, view, mirrored))
 
 # %% ../nbs/02a_dicom.ipynb #f4a19b63
 def _collect(files: dict[str, Path], chosen: dict, projection: str, folder: Path, problems: list) -> dict:
-    "Write the frame of each file into a folder; return what is kept, by (patient, study) and view; note what is not."
-    found, order = {}, sorted(files, key=lambda name: (name not in chosen, name))        # what the mapping names comes first
+    """Write the frame of each file into a folder; return what is kept, by (patient, study) and view;
+    note what is not.
+    """
+    # what the mapping names comes first
+    found, order = {}, sorted(files, key=lambda name: (name not in chosen, name))
     for number, name in enumerate(tqdm(order, desc='importing', unit='file', delay=3)):
         path, picture = files[name], folder / f'{number}.png'
-        try: patient, study, view, frame, date, doubts = _take(path, chosen.get(name, ('', '', '')), projection)
+        try:
+            patient, study, view, frame, date, doubts = _take(
+                path, chosen.get(name, ('', '', '')), projection)
         except FrameError as error:
             problems.append(('', name, *str(error).removeprefix(f'{path} ').rstrip('.').split('; ')))
             continue
@@ -301,11 +356,12 @@ def _collect(files: dict[str, Path], chosen: dict, projection: str, folder: Path
         kept[view] = _Kept(name, picture, date, doubts)
     return found
 
-
+# %% ../nbs/02a_dicom.ipynb #f3046875
 def _lacks(found: dict) -> list[tuple[str, str, str, str]]:
     "Return what the incomplete studies lack, as Index, file, problem, mend."
     lacking = {one: [view for view in VIEWS if view not in kept] for one, kept in sorted(found.items())}
-    return [('', next(iter(found[one].values())).file, f'this study lacks {", ".join(views)}', 'add the files or map them')
+    return [('', next(iter(found[one].values())).file, f'this study lacks {", ".join(views)}',
+             'add the files or map them')
             for one, views in lacking.items() if views]
 
 
@@ -316,17 +372,23 @@ def _notes(studies: dict[str, tuple[str, str]], found: dict) -> list[tuple[str, 
         kept = found[patient, study]
         if first.setdefault(patient, index) != index:
             again = f'another study of the same patient is {first[patient]}'
-            notes.append((index, kept[VIEWS[0]].file, again, 'keep both in one part when you split the cohort'))
+            notes.append((index, kept[VIEWS[0]].file, again,
+                          'keep both in one part when you split the cohort'))
         notes += [(index, kept[view].file, problem, f'look at {index}{view}.png{more}')
                   for view in VIEWS for problem, more in kept[view].doubts]
     return notes
 
 # %% ../nbs/02a_dicom.ipynb #b9c27e14
 def _write_key(key: Path, studies: dict[str, tuple[str, str]], found: dict) -> None:
-    "Write the way back to the patients into a new file that nobody but its owner can read, from its first byte on."
-    rows = [(index, *one, found[one][view].date, view, found[one][view].file) for index, one in studies.items() for view in VIEWS]
+    """Write the way back to the patients into a new file
+    that nobody but its owner can read, from its first byte on.
+    """
+    rows = [(index, *one, found[one][view].date, view, found[one][view].file)
+            for index, one in studies.items() for view in VIEWS]
     table = pd.DataFrame(rows, columns=['Index', 'patient', 'study', 'date', 'view', 'file'])
-    with open(key, 'x', encoding='utf-8', newline='', opener=lambda path, flags: os.open(path, flags, 0o600)) as file: table.to_csv(file, index=False)
+    with open(key, 'x', encoding='utf-8', newline='',
+              opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        table.to_csv(file, index=False)
 
 
 def _write_imported(beside: Path, key: Path, studies: dict[str, tuple[str, str]], found: dict) -> None:
@@ -340,8 +402,10 @@ def _write_imported(beside: Path, key: Path, studies: dict[str, tuple[str, str]]
     _write_key(key, studies, found)
 
 # %% ../nbs/02a_dicom.ipynb #05825488
-def import_dicom(source, out, key, mapping=None, projection: str = 'filling', seed: int | None = None) -> pd.DataFrame:
-    """Write a cohort from a folder of DICOM files, one row a study, and return what was left out or must be looked at.
+def import_dicom(source, out, key, mapping=None, projection: str = 'filling',
+                 seed: int | None = None) -> pd.DataFrame:
+    """Write a cohort from a folder of DICOM files, one row a study,
+    and return what was left out or must be looked at.
 
     Parameters
     ----------
@@ -350,11 +414,11 @@ def import_dicom(source, out, key, mapping=None, projection: str = 'filling', se
     out : str or Path
         The cohort's folder; new.
     key : str or Path
-        A CSV outside `out` that gets Index, patient, study, date, view, file of each frame: the only way back to the
-        patients. Keep it apart.
+        A CSV outside `out` that gets Index, patient, study, date, view, file of each frame:
+        the only way back to the patients. Keep it apart.
     mapping : str or Path, optional
-        A CSV with the columns file (relative to `source`), Patient and view, and perhaps study; it goes before what
-        the files say.
+        A CSV with the columns file (relative to `source`), Patient and view, and perhaps study;
+        it goes before what the files say.
     projection : 'filling' or 'minimum'
         See `best_frame`.
     seed : int, optional
@@ -368,25 +432,29 @@ def import_dicom(source, out, key, mapping=None, projection: str = 'filling', se
     Raises
     ------
     FileNotFoundError, FileExistsError, ValueError
-        If there is no such folder, `out` or `key` exists, the key would lie inside the cohort, or no study has all
-        eight views.
+        If there is no such folder, `out` or `key` exists, the key would lie inside the cohort,
+        or no study has all eight views.
     """
     source, out, key = Path(source), Path(out), Path(key)
-    if not source.is_dir(): raise FileNotFoundError(f'{source} is not a folder; give the folder of the DICOM files.')
+    if not source.is_dir():
+        raise FileNotFoundError(f'{source} is not a folder; give the folder of the DICOM files.')
     for path in (out, key):
         if path.exists(): raise FileExistsError(f'{path} exists; choose another name.')
-    if out.resolve() in (key.resolve(), *key.resolve().parents): raise ValueError(f'{key} lies inside the cohort; keep the key apart.')
+    if out.resolve() in (key.resolve(), *key.resolve().parents):
+        raise ValueError(f'{key} lies inside the cohort; keep the key apart.')
     problems = []
     files = _files_below(source, problems)
     chosen = _read_mapping(mapping, files)
     table = lambda: pd.DataFrame(problems, columns=['Index', 'file', 'problem', 'mend'])
     with whole(out) as beside:
-        beside(key)                                                  # the first to take its place, so that no cohort stands without its key
+        # the first to take its place, so that no cohort stands without its key
+        beside(key)
         (beside() / 'images').mkdir(parents=True)
         found = _collect(files, chosen, projection, beside() / 'images', problems)
         complete = [one for one, kept in sorted(found.items()) if len(kept) == len(VIEWS)]
         problems += _lacks(found)
-        wrong = f'mend what is listed here.\n{table().to_string(index=False)}' if problems else 'it holds no file.'
+        wrong = (f'mend what is listed here.\n{table().to_string(index=False)}' if problems
+                 else 'it holds no file.')
         if not complete: raise ValueError(f'{source} has no study with all eight views; {wrong}')
         order = np.random.default_rng(seed).permutation(len(complete))
         studies = {f'{number:04d}': complete[i] for number, i in enumerate(order, 1)}

@@ -28,7 +28,8 @@ def _move(made: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     if made.is_dir() and place.is_dir(): place.rmdir()
     try: os.replace(made, place)
-    except OSError as error:                                       # on another disk: copied, then renamed there
+    except OSError as error:
+        # on another disk: copied, then renamed there
         if error.errno != errno.EXDEV: raise
         if made.is_dir(): shutil.copytree(made, place, dirs_exist_ok=True)
         else:
@@ -59,7 +60,8 @@ class Group:
     """
 
     def __init__(self, place: Path):
-        self.place, self.folder, self.keep, self._places, self._gone = place, _hidden(place, 'partial'), False, {}, []
+        self.place, self.folder, self.keep, self._places, self._gone = (
+            place, _hidden(place, 'partial'), False, {}, [])
 
     def __call__(self, path=None) -> Path:
         "Return where to write what shall stand at `path`, by default at the group's own place."
@@ -73,7 +75,9 @@ class Group:
         return [path for made, path in self._places.items() if made.exists()]
 
     def inside(self, folder) -> Path:
-        "Return the folder where to write what shall stand in `folder`; only what was called for by name goes there."
+        """Return the folder where to write what shall stand in `folder`;
+        only what was called for by name goes there.
+        """
         made = self.folder / hashlib.sha256(os.fsencode(os.path.abspath(folder))).hexdigest()[:16]
         made.mkdir(parents=True, exist_ok=True)
         return made
@@ -85,9 +89,12 @@ class Group:
     def _commit(self) -> None:
         for made, path in self._places.items():
             if made.is_dir() and path.is_dir() and any(path.iterdir()):
-                raise FileExistsError(f'{path} exists and is not an empty folder; choose another or remove it.')
-        near = lambda path: str(path.relative_to(self.place.parent) if path.is_relative_to(self.place.parent) else path)
-        moves = {str(made.relative_to(self.folder)): near(path) for made, path in self._places.items() if made.exists()}
+                raise FileExistsError(f'{path} exists and is not an empty folder; '
+                                      'choose another or remove it.')
+        near = lambda path: str(path.relative_to(self.place.parent)
+                                if path.is_relative_to(self.place.parent) else path)
+        moves = {str(made.relative_to(self.folder)): near(path)
+                 for made, path in self._places.items() if made.exists()}
         told = json.dumps({'moves': moves, 'gone': [near(path) for path in self._gone]})
         self.folder.mkdir(exist_ok=True)
         (self.folder / 'commit.partial').write_text(told)
@@ -118,13 +125,16 @@ def locked(place):
         lock = FileLock(file, blocking=False)
         lock.acquire()
     except Timeout:
-        raise BlockingIOError(f'another process is writing {place.name} in {place.parent}; wait until it has ended, or choose another folder.') from None
+        raise BlockingIOError(f'another process is writing {place.name} in {place.parent}; '
+                              'wait until it has ended, or choose another folder.') from None
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS): raise
-        raise PermissionError(f'{place.parent} cannot be written ({os.strerror(error.errno)}); choose another folder, or allow writing.') from None
+        raise PermissionError(f'{place.parent} cannot be written ({os.strerror(error.errno)}); '
+                              'choose another folder, or allow writing.') from None
     try: yield
     finally:
-        with suppress(OSError): file.unlink()                       # while it is held, so that nobody's new lock is removed
+        # while it is held, so that nobody's new lock is removed
+        with suppress(OSError): file.unlink()
         lock.release()
         with suppress(OSError):
             for empty in new: empty.rmdir()
@@ -132,9 +142,11 @@ def locked(place):
 # %% ../nbs/00a_files.ipynb #373fc043
 @contextmanager
 def whole(place, resume: bool = False):
-    """Give a `Group`; when the block ends without error, all its files and folders take their places together.
+    """Give a `Group`; when the block ends without error, all its files and folders take their places
+    together.
 
-    What an earlier process that was killed had committed is moved to its place first; what it had not is removed.
+    What an earlier process that was killed had committed is moved to its place first;
+    what it had not is removed.
 
     Parameters
     ----------
@@ -160,7 +172,7 @@ def whole(place, resume: bool = False):
         finally:
             if not group.keep and not commit.exists(): shutil.rmtree(group.folder, ignore_errors=True)
 
-
+# %% ../nbs/00a_files.ipynb #fd880b63
 def settle(place) -> None:
     "Before a group is read: finish what a killed process had committed at its place, if there is any."
     commit = _hidden(Path(os.path.abspath(place)), 'partial') / 'commit'

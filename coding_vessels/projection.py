@@ -45,14 +45,17 @@ FINE = 4          # crossings are counted to a quarter of a cube
 
 @compiled
 def _mark_crossings(crossed, first, second, third):
-    "Flip a mark wherever a ray along the last axis, through the middle of a column, crosses a triangle; corners in cubes."
+    """Flip a mark wherever a ray along the last axis, through the middle of a column, crosses a triangle;
+    corners in cubes.
+    """
     columns, rows, _ = crossed.shape
     for t in range(len(first)):
         (ax, ay, az), (bx, by, bz), (cx, cy, cz) = first[t], second[t], third[t]
         area = (bx - ax) * (cy - ay) - (cx - ax) * (by - ay)
         if area == 0: continue
         for i in range(max(0, math.ceil(min(ax, bx, cx))), min(columns - 1, math.floor(max(ax, bx, cx))) + 1):
-            for j in range(max(0, math.ceil(min(ay, by, cy))), min(rows - 1, math.floor(max(ay, by, cy))) + 1):
+            for j in range(max(0, math.ceil(min(ay, by, cy))),
+                           min(rows - 1, math.floor(max(ay, by, cy))) + 1):
                 u = ((i - ax) * (cy - ay) - (cx - ax) * (j - ay)) / area
                 v = ((bx - ax) * (j - ay) - (i - ax) * (by - ay)) / area
                 if u < 0 or v < 0 or u + v > 1: continue
@@ -84,7 +87,9 @@ class Volume:
 
 
 def voxelise(vertices: np.ndarray, faces: np.ndarray, spacing: float = SPACING) -> Volume:
-    "Return the inside of a surface, vertices (n, 3) in mm and triangles (m, 3), in cubes; holes and doubled faces do little harm."
+    """Return the inside of a surface, vertices (n, 3) in mm and triangles (m, 3), in cubes;
+    holes and doubled faces do little harm.
+    """
     origin = vertices.min(axis=0) - 3 * spacing
     shape = np.ceil((vertices.max(axis=0) - origin) / spacing).astype(int) + 4
     corners = (vertices - origin) / spacing + 1.234e-4              # no corner lies on a ray
@@ -111,14 +116,20 @@ def _package(name: str):
     "Import a package of the extra, or say how to get it."
     import importlib
     try: return importlib.import_module(name)
-    except ImportError: raise ValueError(f"the package {name}, which reads {PACKAGES[name]}, is missing; install it with pip install '.[projection]' in a clone of coding_vessels.") from None
+    except ImportError:
+        raise ValueError(f"the package {name}, which reads {PACKAGES[name]}, is missing; "
+                         "install it with pip install '.[projection]' in a clone of coding_vessels."
+                         ) from None
 
 
 def turn_axes(points: np.ndarray, axes: str) -> np.ndarray:
-    "Return points, (n, 3), whose axes point to the letters of `axes` (L R, P A, S I), with x to the left, y to the back, z up."
+    """Return points, (n, 3), whose axes point to the letters of `axes` (L R, P A, S I),
+    with x to the left, y to the back, z up.
+    """
     ways = {'L': (0, 1), 'R': (0, -1), 'P': (1, 1), 'A': (1, -1), 'S': (2, 1), 'I': (2, -1)}
     if len(axes) != 3 or {ways.get(letter, (3,))[0] for letter in axes} != {0, 1, 2}:
-        raise ValueError(f"'{axes}' names no three axes; use one letter each of L or R, P or A, S or I, such as LPS or RAS.")
+        raise ValueError(f"'{axes}' names no three axes; "
+                         'use one letter each of L or R, P or A, S or I, such as LPS or RAS.')
     turned = np.empty((len(points), 3))
     for column, letter in enumerate(axes): turned[:, ways[letter][0]] = ways[letter][1] * points[:, column]
     return turned
@@ -126,9 +137,11 @@ def turn_axes(points: np.ndarray, axes: str) -> np.ndarray:
 
 def _check_extent(path, points: np.ndarray) -> None:
     extent = np.ptp(points, axis=0).max() if len(points) else 0
-    if not 40 <= extent <= 500: raise ValueError(f'{path} is {extent:.3g} mm long; a head\'s vessels in millimetres are 40 to 500 mm.')
+    if not 40 <= extent <= 500:
+        raise ValueError(f'{path} is {extent:.3g} mm long; '
+                         'a head\'s vessels in millimetres are 40 to 500 mm.')
 
-
+# %% ../nbs/01d_projection.ipynb #704636f1
 @contextlib.contextmanager
 def _quietly():
     "Keep a library's own complaints off the screen; what matters comes as a sentence."
@@ -143,8 +156,11 @@ def read_surface(path, axes: str = 'LPS', spacing: float = SPACING) -> Volume:
     "Return the inside of a surface file in mm, in cubes."
     pyvista = _package('pyvista')
     try:
-        with _quietly(): surface = pyvista.read(path).extract_surface(algorithm='dataset_surface').triangulate()
-    except Exception as error: raise ValueError(f'{path} cannot be read as a surface ({type(error).__name__}); give an STL, PLY, OBJ or VTP file.') from None
+        with _quietly():
+            surface = pyvista.read(path).extract_surface(algorithm='dataset_surface').triangulate()
+    except Exception as error:
+        raise ValueError(f'{path} cannot be read as a surface ({type(error).__name__}); '
+                         'give an STL, PLY, OBJ or VTP file.') from None
     corners = turn_axes(np.asarray(surface.points, float), axes)
     _check_extent(path, corners)
     return voxelise(corners, np.asarray(surface.regular_faces), spacing)
@@ -156,16 +172,23 @@ def read_labels(path, spacing: float = SPACING) -> Volume:
     try:
         image = nibabel.load(path)
         numbers = np.rint(np.asarray(image.dataobj)).astype(np.int16).squeeze()
-    except Exception as error: raise ValueError(f'{path} cannot be read as a volume ({type(error).__name__}); give a NIfTI file.') from None
-    if numbers.ndim != 3 or not numbers.any(): raise ValueError(f'{path} holds no three-dimensional labels; give a volume with 0 for nothing and 1 for vessels.')
-    affine = np.diag([-1, -1, 1, 1]) @ image.affine                          # NIfTI counts to the right and to the front
+    except Exception as error:
+        raise ValueError(f'{path} cannot be read as a volume ({type(error).__name__}); '
+                         'give a NIfTI file.') from None
+    if numbers.ndim != 3 or not numbers.any():
+        raise ValueError(f'{path} holds no three-dimensional labels; '
+                         'give a volume with 0 for nothing and 1 for vessels.')
+    # NIfTI counts to the right and to the front
+    affine = np.diag([-1, -1, 1, 1]) @ image.affine
     cells = np.argwhere(numbers)
-    corners = np.stack(np.meshgrid(*zip(cells.min(axis=0) - 2, cells.max(axis=0) + 2), indexing='ij'), axis=-1).reshape(-1, 3)
+    corners = np.stack(np.meshgrid(*zip(cells.min(axis=0) - 2, cells.max(axis=0) + 2), indexing='ij'),
+                       axis=-1).reshape(-1, 3)
     corners = corners @ affine[:3, :3].T + affine[:3, 3]
     _check_extent(path, corners)
     origin, shape = corners.min(axis=0), np.ceil(np.ptp(corners, axis=0) / spacing).astype(int) + 1
     back = np.linalg.inv(affine)
-    sample = lambda values: ndimage.affine_transform(values, back[:3, :3] * spacing, back[:3, :3] @ origin + back[:3, 3], shape, order=1)
+    sample = lambda values: ndimage.affine_transform(
+        values, back[:3, :3] * spacing, back[:3, :3] @ origin + back[:3, 3], shape, order=1)
     steep = np.linalg.norm(affine[:3, :3], axis=0).mean() / spacing
     coverage = np.clip(0.5 + (sample((numbers != 0).astype(np.float32)) - 0.5) * max(steep, 1.0), 0, 1)
     labels, best = np.zeros(shape, np.int16), np.zeros(shape, np.float32)
@@ -188,15 +211,20 @@ def read_tree(path, axes: str = 'LPS') -> Tree:
     "Return the tree of an SWC file, which may be packed with gzip; rows without a radius are passed over."
     try: rows = np.loadtxt(path, comments='#', ndmin=2)
     except OSError: raise
-    except ValueError as error: raise ValueError(f'{path}: {error}; each row is id, type, x, y, z, radius, parent.') from None
-    if not len(rows) or rows.shape[1] != 7: raise ValueError(f'{path} has {rows.shape[1]} columns; each row is id, type, x, y, z, radius, parent.')
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}; each row is id, type, x, y, z, radius, parent.') from None
+    if not len(rows) or rows.shape[1] != 7:
+        raise ValueError(f'{path} has {rows.shape[1]} columns; '
+                         'each row is id, type, x, y, z, radius, parent.')
     number = {int(row): k for k, row in enumerate(rows[:, 0])}
     lost = [int(up) for up in rows[:, 6] if up >= 0 and int(up) not in number]
     if lost: raise ValueError(f'{path}: parent {lost[0]} is no row; give -1 for a root.')
     parent = np.array([number[int(up)] if up >= 0 else -1 for up in rows[:, 6]])
     keep, root = rows[:, 5] > 0, parent.copy()
     for _ in range(int(np.log2(len(rows))) + 1): root = np.where(root >= 0, root[root], -1)
-    if (root >= 0).any(): raise ValueError(f'{path}: the parents of row {int(rows[root.argmax(), 0])} go round in a circle; give -1 for a root.')
+    if (root >= 0).any():
+        raise ValueError(f'{path}: the parents of row {int(rows[root.argmax(), 0])} go round in a circle; '
+                         'give -1 for a root.')
     while (skip := (parent >= 0) & ~keep[parent]).any(): parent[skip] = parent[parent[skip]]
     new = np.append(np.cumsum(keep) - 1, -1)                                 # the last stands for "no parent"
     points = turn_axes(rows[keep, 2:5], axes)
@@ -210,15 +238,18 @@ def write_tree(path, vessels: dict[str, Vessel]) -> list[str]:
     for name, vessel in vessels.items():
         first = min(int(vessel.hidden / vessel.spacing), len(vessel.radii) - 2)
         starts[name] = len(rows)
-        rows += [(*point, radius, len(rows) + k) for k, (point, radius) in enumerate(zip(vessel.points[first:], vessel.radii[first:]))]
+        rows += [(*point, radius, len(rows) + k)
+                 for k, (point, radius) in enumerate(zip(vessel.points[first:], vessel.radii[first:]))]
         names += [name] * (len(vessel.radii) - first)
     table, names = np.array(rows), np.array(names)
     for name, start in starts.items():
         table[start, 4] = -1
-        before = np.flatnonzero(np.arange(len(table)) < start)               # a parent is drawn before its branches
+        # a parent is drawn before its branches
+        before = np.flatnonzero(np.arange(len(table)) < start)
         gap = np.linalg.norm(table[before, :3] - vessels[name].points[0], axis=1)
         if len(gap) and gap.min() < 1: table[start, 4] = before[gap.argmin()] + 1
-    lines = (f'{k + 1} 0 {x:.4f} {y:.4f} {z:.4f} {radius:.4f} {int(parent)}' for k, (x, y, z, radius, parent) in enumerate(table))
+    lines = (f'{k + 1} 0 {x:.4f} {y:.4f} {z:.4f} {radius:.4f} {int(parent)}'
+             for k, (x, y, z, radius, parent) in enumerate(table))
     Path(path).write_text('\n'.join(lines) + '\n', encoding='ascii')
     return names.tolist()
 
@@ -233,11 +264,14 @@ class Network:
 
 def _ways(count: int, pairs: np.ndarray, lengths: np.ndarray) -> csr_matrix:
     there, back = pairs.T
-    return csr_matrix((np.tile(np.maximum(lengths, 1e-3), 2), (np.append(there, back), np.append(back, there))), (count, count))
+    return csr_matrix((np.tile(np.maximum(lengths, 1e-3), 2),
+                       (np.append(there, back), np.append(back, there))), (count, count))
 
 
 def join_pieces(points: np.ndarray, pairs: np.ndarray, detour: float = 2.0) -> csr_matrix:
-    "Return the ways between joined points; a piece that hangs apart is tied to the nearest other piece, over `detour` times the gap."
+    """Return the ways between joined points;
+    a piece that hangs apart is tied to the nearest other piece, over `detour` times the gap.
+    """
     length = lambda pairs: np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1)
     _, piece = connected_components(_ways(len(points), pairs, length(pairs)), directed=False)
     tied, ties = piece == np.bincount(piece).argmax(), []
@@ -250,7 +284,8 @@ def join_pieces(points: np.ndarray, pairs: np.ndarray, detour: float = 2.0) -> c
     return _ways(len(points), np.concatenate([pairs, ties]), np.append(length(pairs), detour * length(ties)))
 
 # %% ../nbs/01d_projection.ipynb #d93d7174
-STEPS = np.array([step for step in np.ndindex(3, 3, 3) if step > (1, 1, 1)]) - 1      # half of a cube's 26 neighbours
+# half of a cube's 26 neighbours
+STEPS = np.array([step for step in np.ndindex(3, 3, 3) if step > (1, 1, 1)]) - 1
 
 
 def _cube_ways(inside: np.ndarray, spacing: float) -> tuple[np.ndarray, csr_matrix]:
@@ -265,14 +300,17 @@ def _cube_ways(inside: np.ndarray, spacing: float) -> tuple[np.ndarray, csr_matr
         lengths.append(np.full(len(there), spacing * np.linalg.norm(step)))
     return cubes, _ways(len(cubes), np.concatenate(pairs), np.concatenate(lengths))
 
-
+# %% ../nbs/01d_projection.ipynb #2abe3a58
 def trace(volume: Volume, shell: float = 1.0, least: int = 30) -> tuple[Network, np.ndarray, np.ndarray]:
-    "Return the centrelines of a volume, its cubes, (m, 3), and the centreline's point of each, (m,); crumbs below `least` cubes are dropped."
+    """Return the centrelines of a volume, its cubes, (m, 3), and the centreline's point of each, (m,);
+    crumbs below `least` cubes are dropped.
+    """
     inside = volume.coverage > 0.3
     for axis in range(3): inside[(slice(None),) * axis + ([0, -1],)] = False
     piece, _ = ndimage.label(inside, np.ones((3, 3, 3)))
     inside &= np.bincount(piece.ravel())[piece] >= least
-    if not inside.any(): raise ValueError('no vessel is left; the surface encloses nothing, or is too coarse.')
+    if not inside.any():
+        raise ValueError('no vessel is left; the surface encloses nothing, or is too coarse.')
     cubes, ways = _cube_ways(inside, volume.spacing)
     _, piece = connected_components(ways, directed=False)
     order = np.lexsort((cubes[:, 2], piece))
@@ -280,10 +318,13 @@ def trace(volume: Volume, shell: float = 1.0, least: int = 30) -> tuple[Network,
     ring = (dijkstra(ways, indices=lowest, min_only=True) / shell).astype(int)
     ways = ways.tocoo()
     same = ring[ways.row] == ring[ways.col]
-    _, node = connected_components(coo_matrix((ways.data[same], (ways.row[same], ways.col[same])), ways.shape), directed=False)
+    _, node = connected_components(
+        coo_matrix((ways.data[same], (ways.row[same], ways.col[same])), ways.shape), directed=False)
     count = np.bincount(node)
-    points = np.stack([np.bincount(node, axis) for axis in cubes.T], axis=1) / count[:, None] * volume.spacing + volume.origin
-    pairs = np.unique(np.sort(np.stack([node[ways.row[~same]], node[ways.col[~same]]], axis=1), axis=1), axis=0)
+    points = (np.stack([np.bincount(node, axis) for axis in cubes.T], axis=1) / count[:, None]
+              * volume.spacing + volume.origin)
+    pairs = np.unique(np.sort(np.stack([node[ways.row[~same]], node[ways.col[~same]]], axis=1), axis=1),
+                      axis=0)
     radii = np.sqrt(count * volume.spacing ** 3 / shell / math.pi)
     return Network(points, radii, join_pieces(points, pairs)), cubes, node
 
@@ -292,14 +333,17 @@ def tree_network(tree: Tree) -> Network:
     "Return the centrelines of a tree, its cut loops tied again."
     child = np.flatnonzero(tree.parent >= 0)
     pairs = np.stack([child, tree.parent[child]], axis=1)
-    ways = _ways(len(tree.points), pairs, np.linalg.norm(tree.points[child] - tree.points[tree.parent[child]], axis=1))
+    ways = _ways(len(tree.points), pairs,
+                 np.linalg.norm(tree.points[child] - tree.points[tree.parent[child]], axis=1))
     ends, ties = np.flatnonzero(np.bincount(pairs.ravel(), minlength=len(tree.points)) == 1), []
     heights = tree.points[:, 2]
-    for end in ends[(tree.radii[ends] > 0.25) & (heights[ends] > heights.min() + 8)]:          # low ends are inlets
+    # low ends are inlets
+    for end in ends[(tree.radii[ends] > 0.25) & (heights[ends] > heights.min() + 8)]:
         gap = np.linalg.norm(tree.points - tree.points[end], axis=1) - tree.radii - tree.radii[end]
         gap[dijkstra(ways, indices=end, limit=15) < np.inf] = np.inf
         if gap.min() < 2.5: ties.append((end, gap.argmin()))
-    return Network(tree.points, tree.radii, join_pieces(tree.points, np.concatenate([pairs, np.array(ties, int).reshape(-1, 2)])))
+    return Network(tree.points, tree.radii,
+                   join_pieces(tree.points, np.concatenate([pairs, np.array(ties, int).reshape(-1, 2)])))
 
 # %% ../nbs/01d_projection.ipynb #af2683d9
 INJECTIONS = ('LI', 'LV', 'RI', 'RV')
@@ -321,7 +365,8 @@ def _low_ends(network: Network) -> tuple[np.ndarray, np.ndarray]:
     lowest = int(heights.argmin())
     distance, radii = dijkstra(network.ways, indices=lowest), network.radii.copy()
     farthest = distance.copy()
-    for _ in range(5):                                                             # the last shells may be cut aslant
+    # the last shells may be cut aslant
+    for _ in range(5):
         for values in (farthest, radii): np.maximum.at(values, ways.row, values[ways.col])
     end = distance >= farthest
     end[lowest] = True
@@ -330,32 +375,42 @@ def _low_ends(network: Network) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _parting(network: Network, ends: np.ndarray) -> np.ndarray:
-    "Return how far from the midline the shortest ways from each end to the leftmost and the rightmost vessel part, in mm."
+    """Return how far from the midline the shortest ways from each end
+    to the leftmost and the rightmost vessel part, in mm.
+    """
     x = network.points[:, 0] - np.percentile(network.points[:, 0], [1, 99]).mean()
     before = dijkstra(network.ways, indices=ends, return_predecessors=True)[1]
     return np.array([abs(x[_fork(rows, end, x.argmax(), x.argmin())]) for rows, end in zip(before, ends)])
 
-
+# %% ../nbs/01d_projection.ipynb #a638d518
 def find_inlets(network: Network, given: dict | None = None) -> dict[str, int]:
-    "Return the point of the network at which each injection enters: 'LI', 'RI', and 'LV' or 'RV' or both; some may be given, in mm."
-    points, found = network.points, {name: int(cKDTree(network.points).query(point)[1]) for name, point in (given or {}).items()}
+    """Return the point of the network at which each injection enters: 'LI', 'RI', and 'LV' or 'RV' or both;
+    some may be given, in mm.
+    """
+    points, found = network.points, {name: int(cKDTree(network.points).query(point)[1])
+                                     for name, point in (given or {}).items()}
     ends, radii = _low_ends(network)
     x, y, z = points[ends].T
     x, y, z = x - np.percentile(points[:, 0], [1, 99]).mean(), y - np.median(y), z - points[:, 2].min()
-    score = np.minimum(np.abs(x), 35) + 5 * radii - 1.5 * z - 0.5 * y + np.minimum(_parting(network, ends), 15)
+    score = (np.minimum(np.abs(x), 35) + 5 * radii - 1.5 * z - 0.5 * y
+             + np.minimum(_parting(network, ends), 15))
     for name, side in (('LI', x > 3), ('RI', x < -3)):
         if name in found: continue
-        if not side.any(): raise ValueError(f'no {"left" if name == "LI" else "right"} carotid ends low in these vessels; give its inlet.')
+        if not side.any():
+            raise ValueError(f'no {"left" if name == "LI" else "right"} carotid ends low in these vessels; '
+                             'give its inlet.')
         found[name] = int(ends[side][score[side].argmax()])
     if 'LV' in found or 'RV' in found: return found
     score = 5 * radii - 0.7 * np.abs(x) - 0.8 * z + 0.7 * y
     score[dijkstra(network.ways, indices=list(found.values()))[:, ends].min(axis=0) < 40] = -np.inf
-    if not np.isfinite(score).any(): raise ValueError('no vertebral artery ends low in these vessels; give its inlet.')
+    if not np.isfinite(score).any():
+        raise ValueError('no vertebral artery ends low in these vessels; give its inlet.')
     best = score.argmax()
     apart = dijkstra(network.ways, indices=ends[best])[ends]
     other = np.where(apart > 15, score, -np.inf).argmax()
     if apart[other] > 15 and score[other] > score[best] - 18:
-        return found | {'LV': int(ends[max(best, other, key=lambda k: x[k])]), 'RV': int(ends[min(best, other, key=lambda k: x[k])])}
+        return found | {'LV': int(ends[max(best, other, key=lambda k: x[k])]),
+                        'RV': int(ends[min(best, other, key=lambda k: x[k])])}
     return found | {'LV' if x[best] > 0 else 'RV': int(ends[best])}
 
 # %% ../nbs/01d_projection.ipynb #74070aec
@@ -376,7 +431,8 @@ def find_landmarks(network: Network, inlets: dict[str, int], distance: dict, bef
     name = min(back, key=lambda name: distance[name][marks['LI']])
     front = np.minimum(*(distance[side] - distance[side][marks[side]] for side in ('LI', 'RI')))
     tip = _fork(before[name], inlets[name], marks['LI'], marks['RI'])
-    for _ in range(3):                                                # its own vessels, once the tip is about known
+    # its own vessels, once the tip is about known
+    for _ in range(3):
         own = distance[name] - distance[name][tip] - HEAD_START - 1 < front
         high = np.flatnonzero(own & (z > z[[marks['LI'], marks['RI']]].min() - 12) & (y > y[marks['LI']]))
         if not len(high): break
@@ -392,19 +448,24 @@ def fill(network: Network, inlets: dict[str, int]) -> tuple[np.ndarray, np.ndarr
     Returns
     -------
     ndarray, ndarray, dict
-        Contrast, 0 to 1, and the distance from the inlet in mm, each (n, 4) in the order of INJECTIONS; and the landmarks, as in `find_landmarks`.
+        Contrast, 0 to 1, and the distance from the inlet in mm, each (n, 4) in the order of INJECTIONS;
+        and the landmarks, as in `find_landmarks`.
     """
     names = list(inlets)
-    distance, before = (dict(zip(names, rows)) for rows in dijkstra(network.ways, indices=list(inlets.values()), return_predecessors=True))
+    distance, before = (
+        dict(zip(names, rows))
+        for rows in dijkstra(network.ways, indices=list(inlets.values()), return_predecessors=True))
     marks = find_landmarks(network, inlets, distance, before)
     ahead = {name: distance[name] - distance[name][marks[name]] for name in names}
     left, right = ahead['LI'], ahead['RI']
     back = np.min([ahead[name] for name in names if name[1] == 'V'], axis=0) - HEAD_START
     share = lambda own, other, width='others': np.clip(1 - (own - other) / MEETING[width], 0, 1)
     behind = share(back, np.minimum(left, right))
-    filling = {'LI': np.minimum(share(left, right, 'carotids'), share(left, back)), 'RI': np.minimum(share(right, left, 'carotids'), share(right, back)),
+    filling = {'LI': np.minimum(share(left, right, 'carotids'), share(left, back)),
+               'RI': np.minimum(share(right, left, 'carotids'), share(right, back)),
                'LV': behind, 'RV': behind}
-    if 'LV' in names and 'RV' in names:                               # below their union each vertebral artery fills itself
+    # below their union each vertebral artery fills itself
+    if 'LV' in names and 'RV' in names:
         for name, other in (('LV', 'RV'), ('RV', 'LV')):
             union = _fork(before[name], inlets[name], marks[name], inlets[other])
             beyond = distance[name] - distance[name][union]
@@ -430,7 +491,8 @@ def _add_blobs(image, source, axes, focal, points, amounts, spread):
         u = (right[0] * x + right[1] * y + right[2] * z) * scale + (width - 1) / 2
         v = (down[0] * x + down[1] * y + down[2] * z) * scale + (height - 1) / 2
         blur = max(0.5, spread * scale)
-        weight = amounts[n] * scale * scale * math.sqrt(x * x + y * y + z * z) / far / (2 * math.pi * blur * blur)
+        weight = (amounts[n] * scale * scale * math.sqrt(x * x + y * y + z * z) / far
+                  / (2 * math.pi * blur * blur))
         for i in range(max(0, math.ceil(v - 3 * blur)), min(height, math.floor(v + 3 * blur) + 1)):
             row = weight * math.exp(-(i - v) ** 2 / (2 * blur * blur))
             for j in range(max(0, math.ceil(u - 3 * blur)), min(width, math.floor(u + 3 * blur) + 1)):
@@ -446,9 +508,12 @@ class Blobs:
     node: np.ndarray      # (m,), int: the point of the network to which each belongs
 
     def path(self, camera: Camera, contrast: np.ndarray) -> np.ndarray:
-        "Return the path length in mm, float32 (height, width); contrast, 0 to 1, for each point of the network."
+        """Return the path length in mm, float32 (height, width);
+        contrast, 0 to 1, for each point of the network.
+        """
         image = np.zeros(camera.size[::-1], np.float32)
-        _add_blobs(image, camera.source, camera.axes, camera.focal, self.points, self.amounts * contrast[self.node], self.spread)
+        _add_blobs(image, camera.source, camera.axes, camera.focal, self.points,
+                   self.amounts * contrast[self.node], self.spread)
         return image
 
 # %% ../nbs/01d_projection.ipynb #1120a7c5
@@ -459,16 +524,21 @@ class Tubes:
     node: np.ndarray      # (m,), int: the point of the network to which each belongs
 
     def path(self, camera: Camera, contrast: np.ndarray) -> np.ndarray:
-        "Return the path length in mm, float32 (height, width); contrast, 0 to 1, for each point of the network."
+        """Return the path length in mm, float32 (height, width);
+        contrast, 0 to 1, for each point of the network.
+        """
         image, filled = np.zeros(camera.size[::-1], np.float32), contrast[self.node] > 0
         rows, amount = self.segments[filled], contrast[self.node][filled]
         start, end = camera.project(rows[:, :3]), camera.project(rows[:, 3:6])
-        _add_segments(image, np.column_stack([start[:, :2], rows[:, 6] * start[:, 2], end[:, :2], rows[:, 7] * end[:, 2], rows[:, 8] * amount]))
+        _add_segments(image, np.column_stack([start[:, :2], rows[:, 6] * start[:, 2],
+                                              end[:, :2], rows[:, 7] * end[:, 2], rows[:, 8] * amount]))
         return image
 
 
 def tubes_of(tree: Tree) -> Tubes:
-    "Return the tubes of a tree: the widest child goes on with its parent's radius, another begins at its parent's wall."
+    """Return the tubes of a tree: the widest child goes on with its parent's radius,
+    another begins at its parent's wall.
+    """
     child = np.flatnonzero(tree.parent >= 0)
     up = tree.parent[child]
     order = np.lexsort((-tree.radii[child], up))
@@ -495,7 +565,8 @@ class Sac:
 class Head:
     "Vessels that can be filmed, in the phantom's coordinates."
     body: Blobs | Tubes
-    filling: np.ndarray                   # (n, 4): contrast that each injection brings to each point of the network, 0 to 1
+    # (n, 4): contrast that each injection brings to each point of the network, 0 to 1
+    filling: np.ndarray
     distance: np.ndarray                  # (n, 4) mm from its inlet
     radii: np.ndarray                     # (n,) mm
     sacs: list[tuple[Aneurysm, Blobs]] = field(default_factory=list)
@@ -516,13 +587,19 @@ def place_tree(tree: Tree, inlets: dict | None = None) -> Head:
 # %% ../nbs/01d_projection.ipynb #f7a19ec1
 def _within(volume: Volume, points: np.ndarray, cells: np.ndarray, sac: Sac) -> np.ndarray:
     "Return which cubes belong to a sac, (m,), bool."
-    if sac.location not in LOCATIONS: raise ValueError(f"'{sac.location}' is no location; use one of {', '.join(LOCATIONS)}.")
+    if sac.location not in LOCATIONS:
+        raise ValueError(f"'{sac.location}' is no location; use one of {', '.join(LOCATIONS)}.")
     if sac.label is not None:
-        inside = np.zeros(len(cells), bool) if volume.labels is None else volume.labels[tuple(cells.T)] == sac.label
-        if not inside.any(): raise ValueError(f'label {sac.label} is nowhere in this file; give a number of the label volume.')
+        inside = (np.zeros(len(cells), bool) if volume.labels is None
+                  else volume.labels[tuple(cells.T)] == sac.label)
+        if not inside.any():
+            raise ValueError(f'label {sac.label} is nowhere in this file; give a number of the label volume.')
         return inside
     inside = np.linalg.norm(points - np.asarray(sac.point, float), axis=1) < sac.diameter / 2
-    if not inside.any(): raise ValueError(f'no vessel lies within {sac.diameter / 2:.1f} mm of the sac at {", ".join(f"{value:.1f}" for value in sac.point)}; give its middle in the file\'s coordinates, in mm.')
+    if not inside.any():
+        raise ValueError(f'no vessel lies within {sac.diameter / 2:.1f} mm of the sac at '
+                         f'{", ".join(f"{value:.1f}" for value in sac.point)}; '
+                         'give its middle in the file\'s coordinates, in mm.')
     return inside
 
 
@@ -533,20 +610,28 @@ def _diameter(points: np.ndarray) -> float:
     return float(pdist(points).max(initial=0))
 
 
-def _describe(sac: Sac, points: np.ndarray, amounts: np.ndarray, filling: np.ndarray, spacing: float) -> Aneurysm:
+def _describe(sac: Sac, points: np.ndarray, amounts: np.ndarray, filling: np.ndarray,
+              spacing: float) -> Aneurysm:
     "Return a sac's truth; it fills as its neck does, and at least where its location ordinarily shows."
     shown = {view[:2] for view in views_of(sac.location)}
-    brought = {name: 1.0 if name in shown else float(share) for name, share in zip(INJECTIONS, filling) if name in shown or share > 0.2}
-    centre = np.average(points, axis=0, weights=amounts) if sac.point is None else np.asarray(sac.point, float)
-    return Aneurysm(sac.location, sac.location.split('_')[-1], 'saccular', centre, [], sac.diameter or _diameter(points) + spacing, None, brought)
+    brought = {name: 1.0 if name in shown else float(share)
+               for name, share in zip(INJECTIONS, filling) if name in shown or share > 0.2}
+    centre = (np.average(points, axis=0, weights=amounts) if sac.point is None
+              else np.asarray(sac.point, float))
+    return Aneurysm(sac.location, sac.location.split('_')[-1], 'saccular', centre, [],
+                    sac.diameter or _diameter(points) + spacing, None, brought)
 
-
+# %% ../nbs/01d_projection.ipynb #04606e69
 def place_volume(volume: Volume, sacs: list[Sac] = (), inlets: dict | None = None) -> Head:
-    "Return the head of a volume; the sacs' cubes are taken out of the vessels. Inlets may be given as injection: point in mm."
+    """Return the head of a volume; the sacs' cubes are taken out of the vessels.
+
+    Inlets may be given as injection: point in mm.
+    """
     network, cubes, node = trace(volume)
     filling, distance, origin = _enter(network, inlets)
     cells = np.argwhere(volume.coverage > 0.02)
-    points, amounts = cells * volume.spacing + volume.origin, volume.coverage[tuple(cells.T)] * volume.spacing ** 3
+    points, amounts = (cells * volume.spacing + volume.origin,
+                       volume.coverage[tuple(cells.T)] * volume.spacing ** 3)
     gap, nearest = cKDTree(cubes).query(cells)
     keep = gap < 4                                                 # crumbs go
     cells, points, amounts, node = cells[keep], points[keep], amounts[keep], node[nearest[keep]]
@@ -567,11 +652,13 @@ def _contrast(head: Head, scanner: Scanner, machine: np.random.Generator) -> dic
     contrast = {}
     for k, name in enumerate(INJECTIONS):
         wave = np.sin(head.distance[:, k] / machine.uniform(3, 6) + machine.uniform(0, 6))
-        contrast[name] = head.filling[:, k] * (1 - machine.uniform(*scanner.mixing) * (0.5 + 0.5 * wave) * (head.radii > 1.2))
+        contrast[name] = head.filling[:, k] * (
+            1 - machine.uniform(*scanner.mixing) * (0.5 + 0.5 * wave) * (head.radii > 1.2))
     return contrast
 
-
-def film_head(head: Head, seed, size: int | tuple[int, int] | None = None, scanner: Scanner = Scanner()) -> Phantom:
+# %% ../nbs/01d_projection.ipynb #a696eaed
+def film_head(head: Head, seed, size: int | tuple[int, int] | None = None,
+              scanner: Scanner = Scanner()) -> Phantom:
     """Return the eight frames of a head and the truth about them.
 
     Parameters
@@ -588,7 +675,8 @@ def film_head(head: Head, seed, size: int | tuple[int, int] | None = None, scann
     Phantom
     """
     machine = np.random.default_rng(seed).spawn(2)[1]
-    size = tuple(machine.choice(scanner.sizes).tolist()) if size is None else (size, size) if isinstance(size, int) else size
+    size = (tuple(machine.choice(scanner.sizes).tolist()) if size is None
+            else (size, size) if isinstance(size, int) else size)
     rounded = machine.random() < scanner.rounded
     contrast = _contrast(head, scanner, machine)
     frames, masks, truths = [], [], [[] for _ in head.sacs]
@@ -608,38 +696,50 @@ def film_head(head: Head, seed, size: int | tuple[int, int] | None = None, scann
     flagged = {aneurysm.location for aneurysm, _ in head.sacs}
     labels = np.array([bool(flagged), *(location in flagged for location in LOCATIONS)], np.uint8)
     described = [_truth(aneurysm, views) for (aneurysm, _), views in zip(head.sacs, truths)]
-    return Phantom(frames, masks, labels, described, int(machine.integers(*scanner.jpeg_quality)), bool(machine.random() < scanner.colour))
+    return Phantom(frames, masks, labels, described, int(machine.integers(*scanner.jpeg_quality)),
+                   bool(machine.random() < scanner.colour))
 
 # %% ../nbs/01d_projection.ipynb #fa83a149
 def _read_table(path, columns: list[str], sources: list[Path]) -> pd.DataFrame:
     "Return a CSV whose rows name one of the files."
     try: table = pd.read_csv(path, dtype={'file': str, 'location': str, 'injection': str})
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error: raise ValueError(f'{path} is no CSV table ({type(error).__name__}).') from None
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f'{path} is no CSV table ({type(error).__name__}).') from None
     except ValueError as error: raise ValueError(f'{path}: {error}.') from None
     missing = [column for column in columns if column not in table]
     if missing: raise ValueError(f'{path} lacks the column {", ".join(missing)}.')
     unknown = table.file[~table.file.isin([source.name for source in sources])]
-    if len(unknown): raise ValueError(f"{path}, row {unknown.index[0] + 2}: '{unknown.iloc[0]}' is none of the files given.")
+    if len(unknown):
+        raise ValueError(f"{path}, row {unknown.index[0] + 2}: '{unknown.iloc[0]}' "
+                         'is none of the files given.')
     return table
 
 
 def _numbers(path, line: int, row, names: list[str]) -> list[float]:
     values = pd.to_numeric(pd.Series([row.get(name) for name in names]), errors='coerce')
-    if not np.isfinite(values).all(): raise ValueError(f'{path}, row {line}: {", ".join(names)} must be numbers.')
+    if not np.isfinite(values).all():
+        raise ValueError(f'{path}, row {line}: {", ".join(names)} must be numbers.')
     return values.tolist()
 
-
+# %% ../nbs/01d_projection.ipynb #8dbfe3be
 def _read_sacs(path, sources: list[Path], axes: str) -> dict[str, list[Sac]]:
     "Return the sacs of each file."
     sacs, table = {}, _read_table(path, ['file', 'location'], sources)
     for k, row in enumerate(table.to_dict('records')):
-        if row['location'] not in LOCATIONS: raise ValueError(f"{path}, row {k + 2}: '{row['location']}' is no location; use one of {', '.join(LOCATIONS)}.")
-        if row['file'].endswith(TREES): raise ValueError(f'{path}, row {k + 2}: a tree holds no sac; give a surface or a label volume.')
-        if pd.notna(row.get('label')): sac = Sac(row['location'], label=int(_numbers(path, k + 2, row, ['label'])[0]))
+        if row['location'] not in LOCATIONS:
+            raise ValueError(f"{path}, row {k + 2}: '{row['location']}' is no location; "
+                             f"use one of {', '.join(LOCATIONS)}.")
+        if row['file'].endswith(TREES):
+            raise ValueError(f'{path}, row {k + 2}: a tree holds no sac; give a surface or a label volume.')
+        if pd.notna(row.get('label')):
+            sac = Sac(row['location'], label=int(_numbers(path, k + 2, row, ['label'])[0]))
         else:
             *point, diameter = _numbers(path, k + 2, row, ['x', 'y', 'z', 'diameter_mm'])
-            if diameter <= 0: raise ValueError(f'{path}, row {k + 2}: diameter_mm is {diameter}; give millimetres.')
-            sac = Sac(row['location'], point=tuple(turn_axes(np.array([point]), _axes_of(row['file'], axes))[0]), diameter=diameter)
+            if diameter <= 0:
+                raise ValueError(f'{path}, row {k + 2}: diameter_mm is {diameter}; give millimetres.')
+            sac = Sac(row['location'],
+                      point=tuple(turn_axes(np.array([point]), _axes_of(row['file'], axes))[0]),
+                      diameter=diameter)
         sacs.setdefault(row['file'], []).append(sac)
     return sacs
 
@@ -651,13 +751,17 @@ def _read_inlets(path, sources: list[Path], axes: str) -> dict[str, dict]:
     "Return the given inlets of each file."
     inlets, table = {}, _read_table(path, ['file', 'injection', 'x', 'y', 'z'], sources)
     for k, row in enumerate(table.to_dict('records')):
-        if row['injection'] not in INJECTIONS: raise ValueError(f"{path}, row {k + 2}: '{row['injection']}' is no injection; use one of {', '.join(INJECTIONS)}.")
-        point = turn_axes(np.array([_numbers(path, k + 2, row, ['x', 'y', 'z'])]), _axes_of(row['file'], axes))[0]
+        if row['injection'] not in INJECTIONS:
+            raise ValueError(f"{path}, row {k + 2}: '{row['injection']}' is no injection; "
+                             f"use one of {', '.join(INJECTIONS)}.")
+        point = turn_axes(np.array([_numbers(path, k + 2, row, ['x', 'y', 'z'])]),
+                          _axes_of(row['file'], axes))[0]
         inlets.setdefault(row['file'], {})[row['injection']] = point
     return inlets
 
 # %% ../nbs/01d_projection.ipynb #c8a71ee2
-def read_head(path, sacs: list[Sac] = (), inlets: dict | None = None, axes: str = 'LPS', spacing: float = SPACING) -> Head:
+def read_head(path, sacs: list[Sac] = (), inlets: dict | None = None, axes: str = 'LPS',
+              spacing: float = SPACING) -> Head:
     """Return the vessels of a file, placed and filled.
 
     Parameters
@@ -667,7 +771,8 @@ def read_head(path, sacs: list[Sac] = (), inlets: dict | None = None, axes: str 
     sacs : list of Sac
         For surfaces and label volumes.
     inlets : dict, optional
-        'LI', 'LV', 'RI', 'RV': a point in mm, x to the left, y to the back, z up; found where they are not given.
+        'LI', 'LV', 'RI', 'RV': a point in mm, x to the left, y to the back, z up;
+        found where they are not given.
     axes : str
         Where the axes of a surface or tree point, such as LPS or RAS.
     spacing : float
@@ -681,33 +786,43 @@ def read_head(path, sacs: list[Sac] = (), inlets: dict | None = None, axes: str 
         If it cannot be read, or the inlets are not found.
     """
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'{path} does not exist; give a surface, a label volume or a tree.')
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} does not exist; give a surface, a label volume or a tree.')
     try:
         if path.name.lower().endswith(TREES): return place_tree(read_tree(path, axes), inlets)
         if path.name.lower().endswith(VOLUMES): return place_volume(read_labels(path, spacing), sacs, inlets)
-        if path.suffix.lower() in SURFACES: return place_volume(read_surface(path, axes, spacing), sacs, inlets)
-    except ValueError as error: raise ValueError(str(error) if str(path) in str(error) else f'{path}: {error}') from None
-    raise ValueError(f'{path} is of no kind that is read; give a file that ends in {", ".join(SURFACES + VOLUMES + TREES)}.')
+        if path.suffix.lower() in SURFACES:
+            return place_volume(read_surface(path, axes, spacing), sacs, inlets)
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f'{path}: {error}') from None
+    raise ValueError(f'{path} is of no kind that is read; '
+                     f'give a file that ends in {", ".join(SURFACES + VOLUMES + TREES)}.')
 
-
-def _write_head(folders: list[Path], index: str, source: Path, sacs: list, inlets: dict, axes: str, spacing: float, seed, size, scanner: Scanner, masks: bool) -> list[list]:
+# %% ../nbs/01d_projection.ipynb #5122a3cc
+def _write_head(folders: list[Path], index: str, source: Path, sacs: list, inlets: dict, axes: str,
+                spacing: float, seed, size, scanner: Scanner, masks: bool) -> list[list]:
     "Write one patient, and into a second folder its twin; return the rows of their CSVs."
     head, rows = read_head(source, sacs, inlets, axes, spacing), []
     for folder, patient in zip(folders, (head, replace(head, sacs=[]))):
         drawn = film_head(patient, seed, size, scanner)
         for view, frame, mask in zip(VIEWS, drawn.frames, drawn.masks):
             pixels = cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR) if drawn.colour else frame
-            (folder / 'images' / f'{index}{view}.jpg').write_bytes(cv2.imencode('.jpg', pixels, [cv2.IMWRITE_JPEG_QUALITY, drawn.quality])[1].tobytes())
-            if masks: (folder / 'masks' / f'{index}{view}.png').write_bytes(cv2.imencode('.png', mask)[1].tobytes())
-        truth = {'index': index, 'seed': seed, 'size': list(drawn.frames[0].shape[::-1]), 'aneurysms': drawn.aneurysms}
+            (folder / 'images' / f'{index}{view}.jpg').write_bytes(
+                cv2.imencode('.jpg', pixels, [cv2.IMWRITE_JPEG_QUALITY, drawn.quality])[1].tobytes())
+            if masks:
+                (folder / 'masks' / f'{index}{view}.png').write_bytes(cv2.imencode('.png', mask)[1].tobytes())
+        truth = {'index': index, 'seed': seed, 'size': list(drawn.frames[0].shape[::-1]),
+                 'aneurysms': drawn.aneurysms}
         (folder / 'truth' / f'{index}.json').write_text(json.dumps(truth, indent=1), encoding='utf-8')
         rows.append([index, *drawn.labels.tolist()])
     return rows
 
 # %% ../nbs/01d_projection.ipynb #6ca6daec
-def project(sources: list, out, sacs=None, inlets=None, twins=None, axes: str = 'LPS', spacing: float = SPACING, seed: int = 0, size=None,
-            scanner: Scanner = Scanner(), masks: bool = False, workers: int = 1) -> list[Path]:
-    """Write a cohort of real vessels in the layout of the K-ium competition and return its folder, and that of its twins.
+def project(sources: list, out, sacs=None, inlets=None, twins=None, axes: str = 'LPS',
+            spacing: float = SPACING, seed: int = 0, size=None, scanner: Scanner = Scanner(),
+            masks: bool = False, workers: int = 1) -> list[Path]:
+    """Write a cohort of real vessels in the layout of the K-ium competition
+    and return its folder, and that of its twins.
 
     Parameters
     ----------
@@ -729,35 +844,48 @@ def project(sources: list, out, sacs=None, inlets=None, twins=None, axes: str = 
     FileNotFoundError, ValueError
         If a file or a table is wrong.
     """
-    sources, folders = [Path(source) for source in sources], [Path(folder) for folder in (out, twins) if folder]
+    sources, folders = ([Path(source) for source in sources],
+                        [Path(folder) for folder in (out, twins) if folder])
     names = [source.name for source in sources]
-    if len(set(names)) < len(names): raise ValueError(f'{max(names, key=names.count)} is given twice; each file is one patient and needs a name of its own.')
-    if len({folder.resolve() for folder in folders}) < len(folders): raise ValueError(f'{out} is named twice; give the twins a folder of their own.')
-    for name, value, least in (('seed', seed, 0), ('size', 64 if size is None else np.min(size), 64), ('workers', abs(workers), 1), ('spacing', spacing, 0.1)):
+    if len(set(names)) < len(names):
+        raise ValueError(f'{max(names, key=names.count)} is given twice; '
+                         'each file is one patient and needs a name of its own.')
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ValueError(f'{out} is named twice; give the twins a folder of their own.')
+    for name, value, least in (('seed', seed, 0), ('size', 64 if size is None else np.min(size), 64),
+                               ('workers', abs(workers), 1), ('spacing', spacing, 0.1)):
         if value < least: raise ValueError(f'{name} is {value}; use {least} or more.')
     turn_axes(np.zeros((0, 3)), axes)
     sacs = _read_sacs(sacs, sources, axes) if sacs else {}
     inlets = _read_inlets(inlets, sources, axes) if inlets else {}
     for name in names if twins else []:
-        if any(sac.label is None for sac in sacs.get(name, [])): raise ValueError(f'{name}: a twin needs a sac that is labelled; give its label, or leave the twins out.')
+        if any(sac.label is None for sac in sacs.get(name, [])):
+            raise ValueError(f'{name}: a twin needs a sac that is labelled; '
+                             'give its label, or leave the twins out.')
     for folder in folders:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise FileExistsError(f'{folder} exists and is not an empty folder; choose another or remove it.')
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f'{folder} exists and is not an empty folder; choose another or remove it.')
     return _write_folders(folders, sources, sacs, inlets, axes, spacing, seed, size, scanner, masks, workers)
 
-
-def _write_folders(folders, sources, sacs, inlets, axes, spacing, seed, size, scanner, masks, workers) -> list[Path]:
+# %% ../nbs/01d_projection.ipynb #1e79b2ea
+def _write_folders(folders, sources, sacs, inlets, axes, spacing, seed, size, scanner, masks,
+                   workers) -> list[Path]:
     "Write the cohorts, all or none."
     with whole(folders[0]) as beside:
         partial = [beside(folder) for folder in folders]
         for folder in partial:
             for part in ('images', 'truth', *['masks'] * masks): (folder / part).mkdir(parents=True)
-        jobs = (joblib.delayed(_write_head)(partial, str(1001 + k), source, sacs.get(source.name, []), inlets.get(source.name), axes, spacing, [seed, k], size, scanner, masks)
+        jobs = (joblib.delayed(_write_head)(
+                    partial, str(1001 + k), source, sacs.get(source.name, []), inlets.get(source.name),
+                    axes, spacing, [seed, k], size, scanner, masks)
                 for k, source in enumerate(sources))
-        rows = joblib.Parallel(n_jobs=min(workers, len(sources)), return_as='generator', idle_worker_timeout=2)(jobs)
+        rows = joblib.Parallel(n_jobs=min(workers, len(sources)), return_as='generator',
+                               idle_worker_timeout=2)(jobs)
         rows = list(tqdm(rows, total=len(sources), desc='projecting', unit='patient', delay=3))
         for k, folder in enumerate(partial):
             table = pd.DataFrame([row[k] for row in rows], columns=list(COLUMNS))
             table.to_csv(folder / 'groundtruth.csv', index=False)
             table.assign(**dict.fromkeys(LABELS, 0)).to_csv(folder / 'test.csv', index=False)
-            pd.DataFrame({'Index': table.Index, 'file': [str(source) for source in sources]}).to_csv(folder / 'sources.csv', index=False)
+            pd.DataFrame({'Index': table.Index, 'file': [str(source) for source in sources]}).to_csv(
+                folder / 'sources.csv', index=False)
     return folders
