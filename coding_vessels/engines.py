@@ -40,13 +40,15 @@ class Engine:
     source: str                   # SHA-256 of the .keras file that holds the weights
     preprocessing: Preprocessing  # how its frames are prepared
     thresholds: np.ndarray        # (21,): the probability from which each location is flagged
-    answer: Callable              # may be called from several threads: frames, uint8 (8, size, size) -> dict of float32: 'labels' (22,), and from our network 'maps' (8, cells, cells, 13) and 'looks' (52, 3)
+    # may be called from several threads: frames, uint8 (8, size, size) -> dict of float32: 'labels' (22,),
+    # and from our network 'maps' (8, cells, cells, 13) and 'looks' (52, 3)
+    answer: Callable
 
 
-SHIPPED = Path(str(files('coding_vessels') / 'assets/vessel.keras'))     # knows simulated patients only
-ENGINES = {'keras': '.keras', 'openvino': '.xml', 'onnx': '.onnx'}       # and their files
+SHIPPED = Path(str(files('coding_vessels') / 'assets/vessel.keras'))    # knows simulated patients only
+ENGINES = {'keras': '.keras', 'openvino': '.xml', 'onnx': '.onnx'}      # and their files
 PRECISIONS = 'float32', 'bfloat16', 'int8'
-WORKERS = min(cpu_count(), 8)                                            # studies that are answered at the same time
+WORKERS = min(cpu_count(), 8)                            # studies that are answered at the same time
 
 
 def _digest(path: Path) -> str:
@@ -54,7 +56,9 @@ def _digest(path: Path) -> str:
 
 # %% ../nbs/08a_engines.ipynb #5b0c61e2
 def exported_file(path, engine: str = 'openvino', precision: str = 'float32') -> Path:
-    "Return where the export of a model file lies: beside it, with the precision in its name if that is reduced."
+    """Return where the export of a model file lies: beside it, with the precision in its name if that is
+    reduced.
+    """
     path = Path(path)
     return path.with_name(f'{path.stem}{"" if precision == "float32" else "." + precision}{ENGINES[engine]}')
 
@@ -65,30 +69,42 @@ def _parts(path: Path) -> list[Path]:
 
 
 def record_digests(path, model: str, source: str) -> None:
-    "Write beside an export the SHA-256 of its files, and of the model file it was made from (its name and digest), as `sha256sum` would."
+    """Write beside an export the SHA-256 of its files, and of the model file it was made from (its name and
+    digest), as `sha256sum` would.
+    """
     path = Path(path)
     digests = {model: source} | {file.name: _digest(file) for file in _parts(path)}
-    path.with_name(f'{path.name}.sha256').write_text(''.join(f'{digest}  {name}\n' for name, digest in digests.items()), encoding='utf-8')
+    path.with_name(f'{path.name}.sha256').write_text(
+        ''.join(f'{digest}  {name}\n' for name, digest in digests.items()), encoding='utf-8')
 
-
+# %% ../nbs/08a_engines.ipynb #e7273e44
 def _check_digests(path: Path) -> None:
-    "Raise unless the files of an export, and its model file where that lies beside them, are those of its record."
-    record, again = path.with_name(f'{path.name}.sha256'), 'write it again with `coding_vessels export --overwrite`.'
-    if not record.is_file(): raise ValueError(f'{path} lacks its record {record.name}, so nobody knows whose weights it holds; {again}')
-    lines = [line.partition('  ') for line in record.read_text(encoding='utf-8', errors='replace').splitlines()]
+    """Raise unless the files of an export, and its model file where that lies beside them, are those of its
+    record.
+    """
+    record, again = (path.with_name(f'{path.name}.sha256'),
+                     'write it again with `coding_vessels export --overwrite`.')
+    if not record.is_file():
+        raise ValueError(f'{path} lacks its record {record.name}, '
+                         f'so nobody knows whose weights it holds; {again}')
+    lines = [line.partition('  ')
+             for line in record.read_text(encoding='utf-8', errors='replace').splitlines()]
     digests = {name: digest for digest, _, name in lines}
     for file in _parts(path):
         if not file.is_file() or _digest(file) != digests.pop(file.name, None):
             raise ValueError(f'{file} is missing, damaged, or of another export than {record.name}; {again}')
     for model, digest in digests.items():
         model = path.with_name(model)
-        if model.is_file() and _digest(model) != digest: raise ValueError(f'{path} was made from other weights than {model} holds now; {again}')
+        if model.is_file() and _digest(model) != digest:
+            raise ValueError(f'{path} was made from other weights than {model} holds now; {again}')
 
 # %% ../nbs/08a_engines.ipynb #26cb74d3
-def export_model(path, engine: str = 'openvino', precision: str = 'float32', studies: list[Study] | None = None) -> Path:
+def export_model(path, engine: str = 'openvino', precision: str = 'float32',
+                 studies: list[Study] | None = None) -> Path:
     """Write a trained model beside its file for another engine, and return the new file.
 
-    Its record lies beside it, in a file that ends in `.sha256`: the digests of the model file and of the files of the export.
+    Its record lies beside it, in a file that ends in `.sha256`: the digests of the model file and of the
+    files of the export.
 
     Parameters
     ----------
@@ -108,15 +124,21 @@ def export_model(path, engine: str = 'openvino', precision: str = 'float32', stu
     """
     import tensorflow as tf
     from coding_vessels.model import load_model, preprocessing_of, thresholds_of
-    if engine not in ('openvino', 'onnx'): raise ValueError(f"'{engine}' is no engine to export for; use 'openvino' or 'onnx'.")
-    if precision not in PRECISIONS: raise ValueError(f"'{precision}' is no precision; use {', '.join(PRECISIONS)}.")
-    if engine == 'onnx' and precision != 'float32': raise ValueError(f'{precision} is for the engine openvino; ONNX Runtime computes in float32.')
+    if engine not in ('openvino', 'onnx'):
+        raise ValueError(f"'{engine}' is no engine to export for; use 'openvino' or 'onnx'.")
+    if precision not in PRECISIONS:
+        raise ValueError(f"'{precision}' is no precision; use {', '.join(PRECISIONS)}.")
+    if engine == 'onnx' and precision != 'float32':
+        raise ValueError(f'{precision} is for the engine openvino; ONNX Runtime computes in float32.')
     path = Path(path)
-    source = _digest(path) if path.is_file() else ''                    # taken before it is read: a file that changes meanwhile is noticed
+    # taken before it is read: a file that changes meanwhile is noticed
+    source = _digest(path) if path.is_file() else ''
     model = load_model(path)
     settings = preprocessing_of(model)
-    facts = json.dumps({'source': source, 'order': ORDER, 'preprocessing': asdict(settings), 'thresholds': thresholds_of(model).tolist(), 'precision': precision})
-    frames, call = tf.TensorSpec((1, len(VIEWS), settings.size, settings.size), tf.uint8, name='frames'), tf.function(lambda frames: model(frames, training=False))
+    facts = json.dumps({'source': source, 'order': ORDER, 'preprocessing': asdict(settings),
+                        'thresholds': thresholds_of(model).tolist(), 'precision': precision})
+    frames, call = (tf.TensorSpec((1, len(VIEWS), settings.size, settings.size), tf.uint8, name='frames'),
+                    tf.function(lambda frames: model(frames, training=False)))
     network = _as_openvino(call, frames) if engine == 'openvino' else _as_onnx(call, frames)
     if precision == 'int8': network = _quantise(network, _examples(settings, studies))
     made = exported_file(path, engine, precision)
@@ -142,12 +164,15 @@ def _as_openvino(call, frames):
 def _write_openvino(network, facts: str, path: Path, half: bool) -> None:
     network.set_rt_info(facts, ['coding_vessels'])
     try: _openvino_package().save_model(network, path, compress_to_fp16=half)
-    except RuntimeError as error: raise OSError(f'{path.name} cannot be written ({error}); see whether the disk is full.') from None
+    except RuntimeError as error:
+        raise OSError(f'{path.name} cannot be written ({error}); see whether the disk is full.') from None
 
 
 def _as_onnx(call, frames):
     try: import tf2onnx
-    except ImportError: raise ValueError("the package tf2onnx is missing; install it with pip install '.[engines]' in a clone of coding_vessels.") from None
+    except ImportError:
+        raise ValueError("the package tf2onnx is missing; install it with pip install '.[engines]' "
+                         'in a clone of coding_vessels.') from None
     return tf2onnx.convert.from_function(call, input_signature=[frames], opset=17)[0]
 
 
@@ -161,31 +186,41 @@ def _examples(settings: Preprocessing, studies: list[Study] | None) -> list[np.n
     "Return preprocessed frames of at most 100 studies, each (8, size, size), or of 64 simulated ones."
     if studies: return [preprocess_study(study, settings) for study in studies[:100]]
     from coding_vessels.phantom import draw_phantom
-    return [np.stack([preprocess_frame(frame, settings) for frame in draw_phantom([8, seed], 720).frames]) for seed in range(64)]
+    return [np.stack([preprocess_frame(frame, settings) for frame in draw_phantom([8, seed], 720).frames])
+            for seed in range(64)]
 
 
 def _quantise(network, examples: list[np.ndarray]):
     "Return the network in whole numbers of 8 bits; the ranges of values come from the examples."
     _openvino_package()
     try: import nncf
-    except ImportError: raise ValueError("the package nncf is missing; install it with pip install '.[engines]' in a clone of coding_vessels.") from None
+    except ImportError:
+        raise ValueError("the package nncf is missing; install it with pip install '.[engines]' in a clone "
+                         'of coding_vessels.') from None
     kinds = {op.get_type_name() for op in network.get_ops()}
-    chooses = 'TopK' in kinds                                                                # ours: where to look closer
-    spared = kinds - {'Convolution', 'Constant', 'Parameter', 'Result'} if chooses else kinds & {'MatMul', 'Multiply'}
+    chooses = 'TopK' in kinds    # ours: where to look closer
+    spared = (kinds - {'Convolution', 'Constant', 'Parameter', 'Result'} if chooses
+              else kinds & {'MatMul', 'Multiply'})
     nncf.set_log_level(logging.ERROR)
-    with redirect_stdout(io.StringIO()), warnings.catch_warnings(action='ignore'):            # its progress bars
-        return nncf.quantize(network, nncf.Dataset(examples, lambda frames: frames[None]), subset_size=len(examples), preset=nncf.QuantizationPreset.MIXED,
-                             fast_bias_correction=False, ignored_scope=nncf.IgnoredScope(types=sorted(spared), validate=False))
+    # its progress bars
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings(action='ignore'):
+        return nncf.quantize(network, nncf.Dataset(examples, lambda frames: frames[None]),
+                             subset_size=len(examples), preset=nncf.QuantizationPreset.MIXED,
+                             fast_bias_correction=False,
+                             ignored_scope=nncf.IgnoredScope(types=sorted(spared), validate=False))
 
 # %% ../nbs/08a_engines.ipynb #ce8ff831
 def _keras(path: Path) -> Engine:
     from coding_vessels.model import load_model, preprocessing_of, thresholds_of
     model = load_model(path)
-    turn = threading.Lock()                                                                  # Keras computes for one thread at a time
+    turn = threading.Lock()    # Keras computes for one thread at a time
 
     def answer(frames):
-        with turn: return {name: np.asarray(value)[0] for name, value in model.predict_on_batch(frames[None]).items()}
-    return Engine('keras', path, 'float32', _digest(path), preprocessing_of(model), thresholds_of(model), answer)
+        with turn:
+            return {name: np.asarray(value)[0]
+                    for name, value in model.predict_on_batch(frames[None]).items()}
+    return Engine('keras', path, 'float32', _digest(path), preprocessing_of(model), thresholds_of(model),
+                  answer)
 
 
 def _openvino(path: Path) -> Engine:
@@ -193,73 +228,97 @@ def _openvino(path: Path) -> Engine:
     network = core.read_model(path)
     facts = network.get_rt_info(['coding_vessels']).value
     precision = 'bf16' if json.loads(facts).get('precision') == 'bfloat16' else 'f32'
-    compiled, own = core.compile_model(network, 'CPU', {'INFERENCE_PRECISION_HINT': precision, 'NUM_STREAMS': WORKERS, 'INFERENCE_NUM_THREADS': cpu_count()}), threading.local()
+    compiled, own = core.compile_model(
+        network, 'CPU', {'INFERENCE_PRECISION_HINT': precision, 'NUM_STREAMS': WORKERS,
+                         'INFERENCE_NUM_THREADS': cpu_count()}), threading.local()
     names = [output.get_any_name() for output in network.outputs]
 
     def answer(frames):
-        if not hasattr(own, 'request'): own.request = compiled.create_infer_request()        # each thread has its own
-        return {name: value[0].copy() for name, value in zip(names, own.request.infer([frames[None]]).to_tuple())}
+        # each thread has its own
+        if not hasattr(own, 'request'): own.request = compiled.create_infer_request()
+        return {name: value[0].copy()
+                for name, value in zip(names, own.request.infer([frames[None]]).to_tuple())}
     return _exported('openvino', path, facts, answer)
 
-
+# %% ../nbs/08a_engines.ipynb #df833689
 def _onnx(path: Path) -> Engine:
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cpu_count() // WORKERS
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=['CPUExecutionProvider'])
     names = [output.name for output in session.get_outputs()]
-    answer = lambda frames: {name: value[0] for name, value in zip(names, session.run(names, {session.get_inputs()[0].name: frames[None]}))}
+    answer = lambda frames: {
+        name: value[0]
+        for name, value in zip(names, session.run(names, {session.get_inputs()[0].name: frames[None]}))}
     return _exported('onnx', path, session.get_modelmeta().custom_metadata_map['coding_vessels'], answer)
 
 
 def _exported(name: str, path: Path, facts: str, answer: Callable) -> Engine:
     facts = json.loads(facts)
-    if facts.get('order', ORDER) != ORDER: raise ValueError('its views, labels or structures stand in another order')
-    return Engine(name, path, facts.get('precision', 'float32'), str(facts['source']), Preprocessing(**facts['preprocessing']), np.array(facts['thresholds'], float), answer)
+    if facts.get('order', ORDER) != ORDER:
+        raise ValueError('its views, labels or structures stand in another order')
+    return Engine(name, path, facts.get('precision', 'float32'), str(facts['source']),
+                  Preprocessing(**facts['preprocessing']), np.array(facts['thresholds'], float), answer)
 
 
 def _checked(engine: Engine) -> Engine:
     "Return the engine if it answers as one of this package does; otherwise raise."
-    labels = engine.answer(np.zeros((len(VIEWS), engine.preprocessing.size, engine.preprocessing.size), np.uint8))['labels']
-    if labels.shape != (len(LABELS),) or not ((0 <= labels) & (labels <= 1)).all(): raise ValueError('it does not answer with 22 probabilities')
-    if engine.thresholds.shape != (len(LOCATIONS),) or not ((0 < engine.thresholds) & (engine.thresholds <= 1)).all(): raise ValueError('its thresholds are not 21 numbers from 0 to 1')
+    labels = engine.answer(np.zeros((len(VIEWS), engine.preprocessing.size, engine.preprocessing.size),
+                                    np.uint8))['labels']
+    if labels.shape != (len(LABELS),) or not ((0 <= labels) & (labels <= 1)).all():
+        raise ValueError('it does not answer with 22 probabilities')
+    if (engine.thresholds.shape != (len(LOCATIONS),)
+            or not ((0 < engine.thresholds) & (engine.thresholds <= 1)).all()):
+        raise ValueError('its thresholds are not 21 numbers from 0 to 1')
     return engine
 
 # %% ../nbs/08a_engines.ipynb #14263c08
 def load_engine(path=None, engine: str = 'auto') -> Engine:
     """Return the engine for a trained model.
 
-    An export is checked against its record each time: its own files always, its model file where that lies beside it.
+    An export is checked against its record each time: its own files always, its model file where that lies
+    beside it.
 
     Parameters
     ----------
     path : str or Path, optional
         A `.keras`, `.xml` or `.onnx` file; by default the shipped weights.
     engine : 'auto', 'keras', 'openvino' or 'onnx'
-        Named, the file of that engine beside `path` is taken. 'auto' takes OpenVINO's export of a `.keras` file if it is sound, else Keras.
+        Named, the file of that engine beside `path` is taken. 'auto' takes OpenVINO's export of a `.keras`
+        file if it is sound, else Keras.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no model of this package, its engine is not installed, or an export is damaged or older than its model file.
+        If it is no model of this package, its engine is not installed, or an export is damaged or older than
+        its model file.
     """
     path = Path(path or SHIPPED)
-    if engine not in ('auto', *ENGINES): raise ValueError(f"'{engine}' is no engine; use auto, {', '.join(ENGINES)}.")
+    if engine not in ('auto', *ENGINES):
+        raise ValueError(f"'{engine}' is no engine; use auto, {', '.join(ENGINES)}.")
     if engine != 'auto' and path.suffix in ENGINES.values(): path = path.with_suffix(ENGINES[engine])
-    if not path.is_file(): raise FileNotFoundError(f'{path} does not exist; give a model file, for example best.keras of a run, or write it with `coding_vessels export`.')
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} does not exist; give a model file, for example best.keras of a run, '
+                                'or write it with `coding_vessels export`.')
     name = next((name for name, suffix in ENGINES.items() if suffix == path.suffix), None)
-    if name is None: raise ValueError(f'{path} is not a model of coding_vessels; give a file that ends in {", ".join(ENGINES.values())}.')
+    if name is None:
+        raise ValueError(f'{path} is not a model of coding_vessels; '
+                         f'give a file that ends in {", ".join(ENGINES.values())}.')
     if engine == 'auto' and name == 'keras' and exported_file(path).is_file():
         try: return load_engine(exported_file(path))
-        except ValueError: pass                                                              # stale, damaged, or OpenVINO is missing: Keras answers as well
+        # stale, damaged, or OpenVINO is missing: Keras answers as well
+        except ValueError: pass
     if name != 'keras':
         settle(path)
         _check_digests(path)
     try: return _checked({'keras': _keras, 'openvino': _openvino, 'onnx': _onnx}[name](path))
     except ImportError:
-        hint = 'install coding_vessels anew' if name == 'openvino' else "pip install '.[engines]' in a clone of coding_vessels"
+        hint = ('install coding_vessels anew' if name == 'openvino'
+                else "pip install '.[engines]' in a clone of coding_vessels")
         raise ValueError(f"the engine {name} is not installed; {hint}, or use another.") from None
     except Exception as error:
-        raise ValueError(f'{path} is not a model of coding_vessels ({(str(error).strip().splitlines() or [type(error).__name__])[-1][:120]}); write or export it again.') from None
+        raise ValueError(f'{path} is not a model of coding_vessels '
+                         f'({(str(error).strip().splitlines() or [type(error).__name__])[-1][:120]}); '
+                         'write or export it again.') from None

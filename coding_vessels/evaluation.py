@@ -50,7 +50,8 @@ def read_labels(csv, truth: bool = False, partial: bool = False) -> pd.DataFrame
     FileNotFoundError
         If there is no such file.
     ValueError
-        If there are no rows, columns are missing, a patient stands twice, or a value is no number from 0 to 1 (0 or 1 in the truth).
+        If there are no rows, columns are missing, a patient stands twice, or a value is no number from 0 to 1
+        (0 or 1 in the truth).
     """
     table = read_table(csv)
     missing = [name for name in LABELS if name not in table.columns]
@@ -63,10 +64,12 @@ def read_labels(csv, truth: bool = False, partial: bool = False) -> pd.DataFrame
     if partial: wrong[list(LOCATIONS)] &= table[list(LOCATIONS)] != ''
     if wrong.any(axis=None):
         line, name = wrong.stack().idxmax()
-        raise ValueError(f"{csv}, line {line}: {name} is '{table.loc[line, name]}'; write a number from 0 to 1.")
+        raise ValueError(f"{csv}, line {line}: {name} is '{table.loc[line, name]}'; "
+                         'write a number from 0 to 1.')
     numbers.index = [canonical_index(text) for text in table['Index']]
     if numbers.index.has_duplicates:
-        raise ValueError(f'{csv} has patient {numbers.index[numbers.index.duplicated()][0]} twice; keep one row.')
+        raise ValueError(f'{csv} has patient {numbers.index[numbers.index.duplicated()][0]} twice; '
+                         'keep one row.')
     return numbers
 
 # %% ../nbs/08_evaluation.ipynb #818960d0
@@ -78,9 +81,12 @@ def align(truth: pd.DataFrame, output: pd.DataFrame) -> pd.DataFrame:
     ValueError
         If a patient of one table is missing in the other; the first few are named.
     """
-    for one, other, mend in ((truth, output, 'missing in the predictions; predict them'), (output, truth, 'not in the truth; remove them')):
+    for one, other, mend in ((truth, output, 'missing in the predictions; predict them'),
+                             (output, truth, 'not in the truth; remove them')):
         missing = [index for index in one.index if index not in other.index]
-        if missing: raise ValueError(f'patient {", ".join(missing[:5])}{" and others" if len(missing) > 5 else ""}: {mend}.')
+        if missing:
+            raise ValueError(f'patient {", ".join(missing[:5])}{" and others" if len(missing) > 5 else ""}: '
+                             f'{mend}.')
     return output.loc[truth.index]
 
 # %% ../nbs/08_evaluation.ipynb #b52f83d9
@@ -106,7 +112,8 @@ def read_prediction(output, probabilities=None) -> list[pd.DataFrame]:
     ValueError
         As `read_labels`; or if the two hold other patients or another probability of `Aneurysm`.
     """
-    settle(Path(output).with_name('prediction.json'))                       # of a `predict` that was killed while it moved its files
+    # of a `predict` that was killed while it moved its files
+    settle(Path(output).with_name('prediction.json'))
     beside = Path(output).with_name('probabilities.csv')
     path, flags = probabilities or (beside if beside.exists() else None), read_labels(output)
     if path is None: return [flags]
@@ -125,10 +132,13 @@ def read_prediction(output, probabilities=None) -> list[pd.DataFrame]:
 
 # %% ../nbs/08_evaluation.ipynb #3280088f
 def aurocs(y: np.ndarray, p: np.ndarray) -> np.ndarray:
-    "Return the area under the ROC curve of each column, (k,), of labels 0 or 1 and probabilities, both (n, k); not-a-number where there is one class only."
+    """Return the area under the ROC curve of each column, (k,), of labels 0 or 1 and probabilities, both
+    (n, k); not-a-number where there is one class only.
+    """
     positives = y.sum(axis=0)
     pairs = positives * (len(y) - positives)
-    above = (rankdata(p, axis=0) * y).sum(axis=0) - positives * (positives + 1) / 2     # Mann and Whitney's U, ties count half
+    # Mann and Whitney's U, ties count half
+    above = (rankdata(p, axis=0) * y).sum(axis=0) - positives * (positives + 1) / 2
     return np.where(pairs > 0, above / np.maximum(pairs, 1), np.nan)
 
 
@@ -140,32 +150,45 @@ def auroc(truth: pd.DataFrame, output: pd.DataFrame) -> float:
 def location_accuracy(truth: pd.DataFrame, output: pd.DataFrame) -> float:
     "Return 1 - sum |truth - output| / (patients * 21) over the locations."
     names = list(LOCATIONS)
-    return 1 - float((truth[names] - align(truth, output)[names]).abs().to_numpy().sum()) / (len(truth) * len(names))
+    return 1 - (float((truth[names] - align(truth, output)[names]).abs().to_numpy().sum())
+                / (len(truth) * len(names)))
 
 # %% ../nbs/08_evaluation.ipynb #e8d139ab
 def average_precision(y: np.ndarray, p: np.ndarray) -> float:
-    "Return the mean precision over all thresholds of labels 0 or 1 and probabilities, both (n,); not-a-number without positives."
+    """Return the mean precision over all thresholds of labels 0 or 1 and probabilities, both (n,);
+    not-a-number without positives.
+    """
     order = np.argsort(-p, kind='stable')
-    y, last = y[order], np.append(np.diff(p[order]) != 0, True)                          # equal probabilities share a threshold
+    # equal probabilities share a threshold
+    y, last = y[order], np.append(np.diff(p[order]) != 0, True)
     found, called = y.cumsum()[last], np.flatnonzero(last) + 1
     return float((np.diff(found, prepend=0) * found / called).sum() / y.sum()) if y.any() else float('nan')
 
 
 def sensitivity_at_specificity(y: np.ndarray, p: np.ndarray, specificity: float = 0.9) -> float:
-    "Return the share of positives above all but 1 - `specificity` of the negatives, of labels and probabilities, both (n,)."
+    """Return the share of positives above all but 1 - `specificity` of the negatives, of labels and
+    probabilities, both (n,).
+    """
     negatives, positives = np.sort(p[y == 0])[::-1], p[y == 1]
     if not len(negatives) or not len(positives): return float('nan')
-    return float((positives > negatives[min(int(len(negatives) * (1 - specificity) + 1e-9), len(negatives) - 1)]).mean())
+    return float((positives > negatives[min(int(len(negatives) * (1 - specificity) + 1e-9),
+                                            len(negatives) - 1)]).mean())
 
-
+# %% ../nbs/08_evaluation.ipynb #f5850d32
 def calibration_table(y: np.ndarray, p: np.ndarray, groups: int = 10) -> pd.DataFrame:
-    "Return patients, mean probability and share of positives in groups of equal width of probability; empty groups are left out."
-    table = pd.DataFrame({'patients': 1, 'probability': p, 'positives': y}).groupby(np.minimum((p * groups).astype(int), groups - 1))
-    return table.agg({'patients': 'sum', 'probability': 'mean', 'positives': 'mean'}).rename_axis('group').reset_index()
+    """Return patients, mean probability and share of positives in groups of equal width of probability;
+    empty groups are left out.
+    """
+    table = pd.DataFrame({'patients': 1, 'probability': p, 'positives': y}).groupby(
+        np.minimum((p * groups).astype(int), groups - 1))
+    return table.agg({'patients': 'sum', 'probability': 'mean', 'positives': 'mean'}
+                     ).rename_axis('group').reset_index()
 
 
 def calibration_error(y: np.ndarray, p: np.ndarray, groups: int = 10) -> float:
-    "Return the expected calibration error of labels and probabilities, both (n,), over groups of equal width."
+    """Return the expected calibration error of labels and probabilities, both (n,), over groups of equal
+    width.
+    """
     group = np.minimum((p * groups).astype(int), groups - 1)
     return float(np.abs(np.bincount(group, p - y)).sum() / len(p))
 
@@ -173,15 +196,16 @@ def calibration_error(y: np.ndarray, p: np.ndarray, groups: int = 10) -> float:
 def calibrated_error(p: np.ndarray, repetitions: int = 1000, seed: int = 0) -> tuple[float, float]:
     """Return the mean and the 95th percentile of the calibration error if the probabilities, (n,), were true.
 
-    Labels are drawn from the probabilities: consistency resampling (Bröcker and Smith, Weather and Forecasting
-    2007;22:651–661).
+    Labels are drawn from the probabilities: consistency resampling (Bröcker and Smith, Weather and
+    Forecasting 2007;22:651–661).
     """
     labels = np.random.default_rng(seed).random((repetitions, len(p))) < p
     errors = [calibration_error(y, p) for y in labels]
     return float(np.mean(errors)), float(np.percentile(errors, 95))
 
 # %% ../nbs/08_evaluation.ipynb #d26c7749
-def figures(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = None, least: int = 5) -> dict[str, float]:
+def figures(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = None,
+            least: int = 5) -> dict[str, float]:
     """Return every figure of a prediction.
 
     Parameters
@@ -202,22 +226,27 @@ def figures(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = None, least
     """
     any_true, risk, called = y[:, 0] == 1, flags[:, 0], (flags[:, 1:] >= 0.5).any(axis=1)
     share = lambda who, whom: float(who[whom].mean()) if whom.any() else float('nan')
-    result = {'AUROC': float(aurocs(y[:, :1], flags[:, :1])[0]), 'location accuracy': 1 - float(np.abs(y[:, 1:] - flags[:, 1:]).mean()),
+    result = {'AUROC': float(aurocs(y[:, :1], flags[:, :1])[0]),
+              'location accuracy': 1 - float(np.abs(y[:, 1:] - flags[:, 1:]).mean()),
               'sensitivity': share(called, any_true), 'specificity': share(~called, ~any_true),
               'sensitivity at 0.9 specificity': sensitivity_at_specificity(y[:, 0], risk),
-              'Brier score': float(((risk - y[:, 0]) ** 2).mean()), 'calibration error': calibration_error(y[:, 0], risk)}
+              'Brier score': float(((risk - y[:, 0]) ** 2).mean()),
+              'calibration error': calibration_error(y[:, 0], risk)}
     if p is None: return result
     places, areas = range(1, y.shape[1]), aurocs(y[:, 1:], p[:, 1:])
     precisions = [average_precision(y[:, i], p[:, i]) for i in places if y[:, i].sum() >= least]
     nan = float('nan')
     return result | {'mean location AUROC': float(np.nanmean(areas)) if np.isfinite(areas).any() else nan,
-                     'pooled location AUROC': float(aurocs(y[:, 1:].reshape(-1, 1), p[:, 1:].reshape(-1, 1))[0]),
+                     'pooled location AUROC': float(aurocs(y[:, 1:].reshape(-1, 1),
+                                                           p[:, 1:].reshape(-1, 1))[0]),
                      'mean average precision': float(np.mean(precisions)) if precisions else nan,
                      'pooled average precision': average_precision(y[:, 1:].ravel(), p[:, 1:].ravel())}
 
-
+# %% ../nbs/08_evaluation.ipynb #24d54c7f
 def location_figures(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = None) -> np.ndarray:
-    "Return AUROC, average precision, sensitivity and specificity of each location, (21, 4), from arrays as `figures` takes them."
+    """Return AUROC, average precision, sensitivity and specificity of each location, (21, 4), from arrays as
+    `figures` takes them.
+    """
     positive, flagged = y[:, 1:] == 1, flags[:, 1:] >= 0.5
     with np.errstate(invalid='ignore'):
         found = (positive & flagged).sum(axis=0) / positive.sum(axis=0)
@@ -245,12 +274,14 @@ def wilson(score, trials) -> tuple[np.ndarray, np.ndarray]:
 
 
 def trials_of(score, variance, fewest) -> np.ndarray:
-    "Return how many independent trials give a share this variance; `fewest` where that says nothing, as at 0 and 1."
+    """Return how many independent trials give a share this variance; `fewest` where that says nothing, as at
+    0 and 1.
+    """
     spread = score * (1 - score)
     with np.errstate(divide='ignore', invalid='ignore'):
         return np.where((np.asarray(variance) > 1e-15) & (spread > 1e-15), spread / variance, fewest)
 
-
+# %% ../nbs/08_evaluation.ipynb #8e570e6d
 def share(hits, patients=None) -> tuple[float, float, float]:
     """Return the share of hits and the ends of its 95 % interval.
 
@@ -286,8 +317,9 @@ def delong(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     positives, negatives = scores[y == 1], scores[y == 0]
     m, n = len(positives), len(negatives)
     ranks = rankdata(np.concatenate([positives, negatives]), axis=0)
-    above = (ranks[:m] - rankdata(positives, axis=0)) / n    # of each positive: share of negatives below it
-    below = 1 - (ranks[m:] - rankdata(negatives, axis=0)) / m    # of each negative: share of positives above it
+    # of each positive: share of negatives below it; of each negative: share of positives above it
+    above = (ranks[:m] - rankdata(positives, axis=0)) / n
+    below = 1 - (ranks[m:] - rankdata(negatives, axis=0)) / m
     return above.mean(axis=0), np.atleast_2d(np.cov(above.T) / m + np.cov(below.T) / n)
 
 
@@ -378,10 +410,12 @@ def read_findings(cohort, output: pd.DataFrame, positions: pd.DataFrame) -> pd.D
     Returns
     -------
     DataFrame
-        One row for each aneurysm and view that shows it: Index, location, kind, diameter_mm, view, clear (its share of the contrast
-        medium within its outline), found (flagged), and distance from the predicted place as a share of the frame's width, or not-a-number.
+        One row for each aneurysm and view that shows it: Index, location, kind, diameter_mm, view, clear (its
+        share of the contrast medium within its outline), found (flagged), and distance from the predicted
+        place as a share of the frame's width, or not-a-number.
     """
-    places, rows = positions.assign(Index=positions.Index.map(canonical_index)).set_index(['Index', 'location', 'view'])[['x', 'y']], []
+    places, rows = positions.assign(Index=positions.Index.map(canonical_index)).set_index(
+        ['Index', 'location', 'view'])[['x', 'y']], []
     for index in output.index:
         truth = json.loads((Path(cohort) / f'truth/{index}.json').read_text(encoding='utf-8'))
         for aneurysm in truth['aneurysms']:
@@ -390,10 +424,13 @@ def read_findings(cohort, output: pd.DataFrame, positions: pd.DataFrame) -> pd.D
                 seen, key = aneurysm['views'][view], (index, location, view)
                 x, y = places.loc[key] if key in places.index else (np.nan, np.nan)
                 distance = np.hypot(x - seen['x'], y - seen['y']) / truth['size'][0]
-                if seen['visible']: rows.append((index, location, aneurysm['kind'], aneurysm['diameter_mm'], view, seen['clear'], found, distance))
-    return pd.DataFrame(rows, columns=['Index', 'location', 'kind', 'diameter_mm', 'view', 'clear', 'found', 'distance'])
+                if seen['visible']:
+                    rows.append((index, location, aneurysm['kind'], aneurysm['diameter_mm'], view,
+                                 seen['clear'], found, distance))
+    return pd.DataFrame(rows, columns=['Index', 'location', 'kind', 'diameter_mm', 'view', 'clear', 'found',
+                                       'distance'])
 
-
+# %% ../nbs/08_evaluation.ipynb #0f5ca93b
 def by_size(findings: pd.DataFrame, edges=(0, 3, 5, 10, 100)) -> pd.DataFrame:
     """Return how many aneurysms there are, the share found, and the share of places within 5 % of the width.
 
@@ -407,8 +444,8 @@ def by_size(findings: pd.DataFrame, edges=(0, 3, 5, 10, 100)) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a group: aneurysms, found, found low, found high, placed, placed low, placed high; the intervals
-        are 95 %, over patients.
+        One row a group: aneurysms, found, found low, found high, placed, placed low, placed high; the
+        intervals are 95 %, over patients.
     """
     each = findings.groupby(['Index', 'location'], as_index=False).first()
     flagged = findings[findings.found.astype(bool)]
@@ -429,8 +466,8 @@ LOCATION_FIGURES = ('AUROC', 'average precision', 'sensitivity', 'specificity')
 def trivial_figures(y: np.ndarray, ranked: bool = True, orders: int = 100) -> dict[str, float]:
     """Return what the trivial predictor gets: no flags, and for everybody the cohort's share of positives.
 
-    It gives all patients the same probability. Average precision and sensitivity at a specificity need an order
-    of the patients; it is drawn by chance, and the mean over the orders is returned.
+    It gives all patients the same probability. Average precision and sensitivity at a specificity need an
+    order of the patients; it is drawn by chance, and the mean over the orders is returned.
 
     Parameters
     ----------
@@ -450,7 +487,7 @@ def trivial_figures(y: np.ndarray, ranked: bool = True, orders: int = 100) -> di
     by_chance = [name for name in plain if name.endswith(('at 0.9 specificity', 'precision'))]
     return plain | drawn[by_chance].to_dict()
 
-
+# %% ../nbs/08_evaluation.ipynb #e9965732
 def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFrame | None = None,
              groups: pd.DataFrame | None = None, cohort=None, repetitions: int = 1000) -> dict:
     """Return all figures of a prediction, with 95 % intervals over patients, ready for JSON.
@@ -469,22 +506,22 @@ def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFr
     Returns
     -------
     dict
-        'patients', 'with aneurysm', 'positive locations'; 'not assessed': locations without a probability, which
-        count as 0; 'figures': score, low, high and what the trivial
-        predictor gets; 'calibration error by chance'; 'locations': positives and four figures with intervals;
-        'calibration'; 'sides'; and, if asked for, 'sizes' and 'groups'. A figure or an end that the patients do
-        not allow is None.
+        'patients', 'with aneurysm', 'positive locations'; 'not assessed': locations without a probability,
+        which count as 0; 'figures': score, low, high and what the trivial predictor gets; 'calibration error
+        by chance'; 'locations': positives and four figures with intervals; 'calibration'; 'sides'; and, if
+        asked for, 'sizes' and 'groups'. A figure or an end that the patients do not allow is None.
     """
     tables = [table for table in (truth, output, probabilities) if table is not None]
     arrays = [align(truth, table).to_numpy(float) for table in tables]
     unseen = np.isnan(arrays[-1])
-    arrays[-1] = np.where(unseen, 0, arrays[-1])                                # not assessed: ranked last, as in output.csv
+    arrays[-1] = np.where(unseen, 0, arrays[-1])    # not assessed: ranked last, as in output.csv
     y, risk = arrays[0], arrays[1][:, 0]
     ends, precisions = figure_intervals(*arrays, repetitions=repetitions)
     trivial = trivial_figures(y, ranked=len(arrays) == 3)
     rows = {name: _triple(score, *end) for (name, score), end in zip(figures(*arrays).items(), ends)}
     result = {'patients': len(y), 'with aneurysm': int(y[:, 0].sum()),
-              'positive locations': int(y[:, 1:].sum()), 'not assessed': int(unseen.sum()), 'repetitions': repetitions,
+              'positive locations': int(y[:, 1:].sum()), 'not assessed': int(unseen.sum()),
+              'repetitions': repetitions,
               'figures': {name: row | {TRIVIAL: _number(trivial[name])} for name, row in rows.items()},
               'calibration error by chance': dict(zip(('mean', 'high'), calibrated_error(risk, repetitions))),
               'locations': _locations(arrays, precisions), 'sides': _sides(y, arrays[1]),
@@ -492,7 +529,7 @@ def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFr
     if cohort is not None: result['sizes'] = _sizes(cohort, align(truth, output))
     return result if groups is None else result | {'groups': _groups(truth, arrays, groups)}
 
-
+# %% ../nbs/08_evaluation.ipynb #36487747
 def _number(value: float) -> float | None:
     "Return a number that JSON knows."
     return float(value) if np.isfinite(value) else None
@@ -526,10 +563,11 @@ def _locations(arrays: list[np.ndarray], precisions: np.ndarray) -> dict:
             name: _triple(score, *end) for name, score, end in zip(LOCATION_FIGURES, scores[i], ends)}
     return result
 
-
+# %% ../nbs/08_evaluation.ipynb #922b4949
 def _sides(y: np.ndarray, flags: np.ndarray) -> dict:
     "Return positives, sensitivity and specificity over the locations of the left, the right and the midline."
-    side = np.array([{'L': 'left', 'R': 'right'}.get(location.split('_')[0], 'midline') for location in LOCATIONS])
+    side = np.array([{'L': 'left', 'R': 'right'}.get(location.split('_')[0], 'midline')
+                     for location in LOCATIONS])
     result = {}
     for name in ('left', 'right', 'midline'):
         truth, flagged = (array[:, 1:][:, side == name] >= 0.5 for array in (y, flags))
@@ -556,21 +594,25 @@ def _groups(truth: pd.DataFrame, arrays: list[np.ndarray], groups: pd.DataFrame)
 
 # %% ../nbs/08_evaluation.ipynb #0dd0abff
 def figure_table(record: dict) -> pd.DataFrame:
-    "Return the overall figures of `evaluate` as a table: score, low, high and what the trivial predictor gets."
+    """Return the overall figures of `evaluate` as a table: score, low, high and what the trivial predictor
+    gets.
+    """
     return pd.DataFrame(record['figures']).T.astype(float)
 
 
 def location_table(record: dict) -> pd.DataFrame:
     "Return the locations' figures of `evaluate` as a table: positives and four scores."
-    rows = {name: {figure: value['score'] if isinstance(value, dict) else value for figure, value in row.items()} for name, row in record['locations'].items()}
+    rows = {name: {figure: value['score'] if isinstance(value, dict) else value
+                   for figure, value in row.items()}
+            for name, row in record['locations'].items()}
     return pd.DataFrame(rows).T.astype(float).astype({'positives': int})
 
 # %% ../nbs/08_evaluation.ipynb #23e1fd5e
 def delong_test(y: np.ndarray, one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     """Return z and the two-sided p-value of the difference of two AUROCs on the same patients, all (n,).
 
-    Both are not-a-number if a class has fewer than two. Where the difference has no variance, z is not-a-number
-    and p is that of a permutation test.
+    Both are not-a-number if a class has fewer than two. Where the difference has no variance, z is
+    not-a-number and p is that of a permutation test.
     """
     if min((y == 1).sum(), (y == 0).sum()) < 2: return float('nan'), float('nan')
     areas, covariance = delong(y, np.stack([one, other], axis=1))
@@ -582,17 +624,21 @@ def delong_test(y: np.ndarray, one: np.ndarray, other: np.ndarray) -> tuple[floa
     area = lambda ranks: aurocs(y[:, None], ranks.reshape(-1, len(y)).T).reshape(ranks.shape[:-1])
     gain = lambda first, second, axis: area(first) - area(second)
     test = permutation_test((rankdata(one), rankdata(other)), gain, permutation_type='samples',
-                            vectorized=True, batch=500, n_resamples=9999, random_state=np.random.default_rng(0))
+                            vectorized=True, batch=500, n_resamples=9999,
+                            random_state=np.random.default_rng(0))
     return float('nan'), float(test.pvalue)
 
 
 def mcnemar(one_right: np.ndarray, other_right: np.ndarray) -> tuple[int, int, float]:
-    "Return how many patients only the first system got right, how many only the second, and the exact two-sided p-value, from two arrays of bool, (n,)."
+    """Return how many patients only the first system got right, how many only the second, and the exact
+    two-sided p-value, from two arrays of bool, (n,).
+    """
     first, second = int((one_right & ~other_right).sum()), int((other_right & ~one_right).sum())
     return first, second, float(binomtest(first, first + second).pvalue) if first + second else 1.0
 
 # %% ../nbs/08_evaluation.ipynb #8bdf59e7
-def compare(truth: pd.DataFrame, one: list[pd.DataFrame], other: list[pd.DataFrame], repetitions: int = 1000) -> dict:
+def compare(truth: pd.DataFrame, one: list[pd.DataFrame], other: list[pd.DataFrame],
+            repetitions: int = 1000) -> dict:
     """Return how two predictions for the same patients differ, ready for JSON.
 
     Parameters
@@ -607,14 +653,16 @@ def compare(truth: pd.DataFrame, one: list[pd.DataFrame], other: list[pd.DataFra
     Returns
     -------
     dict
-        'DeLong': z and p of the AUROC. 'McNemar': patients that only one and only the other called rightly, and p.
-        'differences': one minus the other for each figure, with its 95 % interval from the variance over the
-        same draws; no interval for the calibration error, nor where no draw differs from another.
+        'DeLong': z and p of the AUROC. 'McNemar': patients that only one and only the other called rightly,
+        and p. 'differences': one minus the other for each figure, with its 95 % interval from the variance
+        over the same draws; no interval for the calibration error, nor where no draw differs from another.
     """
     y, number = truth.to_numpy(float), min(len(one), len(other))
-    first, second = ([align(truth, table).to_numpy(float) for table in tables[:number]] for tables in (one, other))
+    first, second = ([align(truth, table).to_numpy(float) for table in tables[:number]]
+                     for tables in (one, other))
     names = list(figures(y, *first))
-    score = lambda y, *parts: np.subtract(list(figures(y, *parts[:number]).values()), list(figures(y, *parts[number:]).values()))
+    score = lambda y, *parts: np.subtract(list(figures(y, *parts[:number]).values()),
+                                          list(figures(y, *parts[number:]).values()))
     whole, draws = score(y, *first, *second), bootstrap(score, [y, *first, *second], repetitions)
     spread = np.nanstd(draws, axis=0, ddof=1)
     half = norm.ppf(0.975) * np.where(spread > 1e-12, spread, np.nan)
@@ -622,14 +670,16 @@ def compare(truth: pd.DataFrame, one: list[pd.DataFrame], other: list[pd.DataFra
     right = [(tables[0][:, 1:] >= 0.5).any(axis=1) == (y[:, 0] == 1) for tables in (first, second)]
     differences = {name: _triple(*values) for name, *values in zip(names, whole, whole - half, whole + half)}
     return {'DeLong': dict(zip('zp', map(_number, delong_test(y[:, 0], first[0][:, 0], second[0][:, 0])))),
-            'McNemar': dict(zip(('only this', 'only the other', 'p'), mcnemar(*right))), 'differences': differences}
+            'McNemar': dict(zip(('only this', 'only the other', 'p'), mcnemar(*right))),
+            'differences': differences}
 
 # %% ../nbs/08_evaluation.ipynb #638272d2
 _DECISIONS = {'accepted': 1, 'rejected': 0, 'added': 1}
 
-
+# %% ../nbs/08_evaluation.ipynb #068ae9d1
 def read_decisions(csv, output: pd.DataFrame) -> pd.DataFrame:
-    """Return an output with a reader's decisions: what was accepted or added is flagged, what was rejected is not.
+    """Return an output with a reader's decisions: what was accepted or added is flagged, what was rejected is
+    not.
 
     Parameters
     ----------
@@ -653,15 +703,18 @@ def read_decisions(csv, output: pd.DataFrame) -> pd.DataFrame:
     """
     table, read, decided = read_table(csv), output.copy(), set()
     lacking = [name for name in ('location', 'decision') if name not in table]
-    if lacking: raise ValueError(f'{csv} has no column {lacking[0]}; give the CSV that the report page saves.')
+    if lacking:
+        raise ValueError(f'{csv} has no column {lacking[0]}; give the CSV that the report page saves.')
     for line, row in table[table.location != ''].iterrows():
         place, start = (canonical_index(row.Index), row.location), f'{csv}, line {line}: '
-        if place[0] not in read.index: raise ValueError(f'{start}patient {row.Index} was not predicted; remove it.')
+        if place[0] not in read.index:
+            raise ValueError(f'{start}patient {row.Index} was not predicted; remove it.')
         if row.location not in LOCATIONS:
             raise ValueError(f"{start}'{row.location}' is no location; use one of {', '.join(LOCATIONS)}.")
         if row.decision not in _DECISIONS:
             raise ValueError(f"{start}'{row.decision}' is no decision; use one of {', '.join(_DECISIONS)}.")
-        if place in decided: raise ValueError(f'{start}{row.location} of {row.Index} is decided twice; keep one.')
+        if place in decided:
+            raise ValueError(f'{start}{row.location} of {row.Index} is decided twice; keep one.')
         decided.add(place)
         read.loc[place] = _DECISIONS[row.decision]
     return read.assign(Aneurysm=read[list(LOCATIONS)].max(axis=1))
@@ -678,11 +731,12 @@ def with_reader(truth: pd.DataFrame, output: pd.DataFrame, read: pd.DataFrame) -
     Returns
     -------
     dict
-        'kept', 'rejected' and 'added', numbers of places; 'kappa', Cohen's; and 'figures': sensitivity and specificity
-        over places, alone and with the reader, each with score, low and high.
+        'kept', 'rejected' and 'added', numbers of places; 'kappa', Cohen's; and 'figures': sensitivity and
+        specificity over places, alone and with the reader, each with score, low and high.
     """
     names = list(LOCATIONS)
-    y, alone, both = (table[names].to_numpy(bool) for table in (truth, align(truth, output), align(truth, read)))
+    y, alone, both = (table[names].to_numpy(bool)
+                      for table in (truth, align(truth, output), align(truth, read)))
     patients = np.repeat(np.arange(len(y)), len(names)).reshape(y.shape)
     rows = {}
     for who, flags in (('network alone', alone), ('with the reader', both)):
@@ -709,20 +763,25 @@ def read_groups(csv) -> pd.DataFrame:
     """
     table = read_table(csv)
     table.index = [canonical_index(text) for text in table['Index']]
-    if len(table.columns) < 2: raise ValueError(f'{csv} has no column beside Index; add one for each division of the patients.')
-    if table.index.has_duplicates: raise ValueError(f'{csv} has patient {table.index[table.index.duplicated()][0]} twice; keep one row.')
+    if len(table.columns) < 2:
+        raise ValueError(f'{csv} has no column beside Index; add one for each division of the patients.')
+    if table.index.has_duplicates:
+        raise ValueError(f'{csv} has patient {table.index[table.index.duplicated()][0]} twice; keep one row.')
     return table.drop(columns='Index').astype(str)
 
-
+# %% ../nbs/08_evaluation.ipynb #172f4a41
 def describe(record: dict) -> str:
     "Return the record of `evaluate` as text: figures, groups and, if there is one, the comparison."
     show = lambda value: f'{"-":>7}' if value is None else f'{value:7.4f}'
     line = lambda name, row: f'{name:<32}{show(row["score"])}   {show(row["low"])} to {show(row["high"])}'
     chance = lambda p: '-' if p is None else '< 0.0001' if p < 1e-4 else f'{p:.4f}'
-    lines = [f"{record['patients']} patients, {record['with aneurysm']} with an aneurysm, {record['positive locations']} positive locations",
+    lines = [f"{record['patients']} patients, {record['with aneurysm']} with an aneurysm, "
+             f"{record['positive locations']} positive locations",
              f'{"":<34}score   95 % interval       {TRIVIAL}']
     lines += [f'{line(name, row)}   {show(row[TRIVIAL])}' for name, row in record['figures'].items()]
-    if record['not assessed']: lines.append(f"{record['not assessed']} locations were not assessed, because no view shows them; they count as probability 0")
+    if record['not assessed']:
+        lines.append(f"{record['not assessed']} locations were not assessed, because no view shows them; "
+                     'they count as probability 0')
     by_chance = record['calibration error by chance']
     lines.append('calibration error of a calibrated prediction, by chance: '
                  f'{by_chance["mean"]:.4f} on average, at most {by_chance["high"]:.4f} in 95 of 100 cohorts')
@@ -732,7 +791,9 @@ def describe(record: dict) -> str:
         if row['aneurysms']: lines.append(line(f'  {size}, of {row["aneurysms"]}', found))
     for column, groups in record.get('groups', {}).items():
         for value, row in groups.items():
-            lines += [f'{column} {value}: {row["patients"]} patients, {row["with aneurysm"]} with an aneurysm', *(line(f'  {name}', row[name]) for name in ('AUROC', 'sensitivity', 'specificity'))]
+            lines += [f'{column} {value}: {row["patients"]} patients, '
+                      f'{row["with aneurysm"]} with an aneurysm',
+                      *(line(f'  {name}', row[name]) for name in ('AUROC', 'sensitivity', 'specificity'))]
     if 'reader' in record:
         reader = record['reader']
         lines.append(f'with the reader: flags kept {reader["kept"]}, rejected {reader["rejected"]}, '
@@ -740,38 +801,54 @@ def describe(record: dict) -> str:
         lines += [line(f'  {name}', row) for name, row in reader['figures'].items()]
     if 'comparison' in record:
         against = record['comparison']
-        lines += [f'minus {against.get("with", "the other")}:', *(line(f'  {name}', row) for name, row in against['differences'].items())]
-        lines += [f'  DeLong, AUROC: z {show(against["DeLong"]["z"]).strip()}, p {chance(against["DeLong"]["p"])}',
-                  f'  McNemar, patients called rightly by one only: {against["McNemar"]["only this"]} and {against["McNemar"]["only the other"]}, p {chance(against["McNemar"]["p"])}']
+        lines += [f'minus {against.get("with", "the other")}:',
+                  *(line(f'  {name}', row) for name, row in against['differences'].items())]
+        lines += [f'  DeLong, AUROC: z {show(against["DeLong"]["z"]).strip()}, '
+                  f'p {chance(against["DeLong"]["p"])}',
+                  f'  McNemar, patients called rightly by one only: {against["McNemar"]["only this"]} '
+                  f'and {against["McNemar"]["only the other"]}, p {chance(against["McNemar"]["p"])}']
     return '\n'.join(lines)
 
 # %% ../nbs/08_evaluation.ipynb #37cd792e
 def draw_curves(truth: pd.DataFrame, output: pd.DataFrame, repetitions: int = 300):
-    "Return a matplotlib figure with the ROC curve, the precision-recall curve and the reliability curve of `Aneurysm`."
+    """Return a matplotlib figure with the ROC curve, the precision-recall curve and the reliability curve of
+    `Aneurysm`.
+    """
     from matplotlib.figure import Figure
     y, p = truth['Aneurysm'].to_numpy(float), align(truth, output)['Aneurysm'].to_numpy(float)
     called = (align(truth, output)[list(LOCATIONS)].to_numpy() >= 0.5).any(axis=1)
     figure, grid = Figure(figsize=(10, 3.3), layout='constrained'), np.linspace(0, 1, 101)
     roc, recall, reliability = figure.subplots(1, 3)
-    roc.set(xlabel='1 - specificity', ylabel='sensitivity', title='ROC'); recall.set(xlabel='sensitivity', ylabel='precision', title='Precision and recall', ylim=(0, 1.03))
-    reliability.set(xlabel='predicted probability', ylabel='share with an aneurysm', title='Calibration'); reliability.plot([0, 1], [0, 1], ':', color='grey')
+    roc.set(xlabel='1 - specificity', ylabel='sensitivity', title='ROC')
+    recall.set(xlabel='sensitivity', ylabel='precision', title='Precision and recall', ylim=(0, 1.03))
+    reliability.set(xlabel='predicted probability', ylabel='share with an aneurysm', title='Calibration')
+    reliability.plot([0, 1], [0, 1], ':', color='grey')
     if 0 < y.sum() < len(y):
         curve = lambda y, p: np.interp(grid, *roc_curve(y, p)[:2]) if 0 < y.sum() < len(y) else grid * np.nan
         band = np.nanpercentile(bootstrap(curve, [y, p], repetitions), [2.5, 97.5], axis=0)
-        roc.fill_between(grid, *band, alpha=0.2); roc.plot(*roc_curve(y, p)[:2]); roc.plot([0, 1], [0, 1], ':', color='grey')
-        roc.plot(called[y == 0].mean(), called[y == 1].mean(), 'o', color='k', label='flags'); roc.legend(loc='lower right')
+        roc.fill_between(grid, *band, alpha=0.2)
+        roc.plot(*roc_curve(y, p)[:2])
+        roc.plot([0, 1], [0, 1], ':', color='grey')
+        roc.plot(called[y == 0].mean(), called[y == 1].mean(), 'o', color='k', label='flags')
+        roc.legend(loc='lower right')
         precision, found, _ = precision_recall_curve(y, p)
         recall.step(found, precision, where='post'); recall.axhline(y.mean(), ls=':', color='grey')
         if called.any(): recall.plot(called[y == 1].mean(), y[called].mean(), 'o', color='k')
     table = calibration_table(y, p)
-    reliability.plot(table.probability, table.positives, '-', alpha=0.4); reliability.scatter(table.probability, table.positives, s=8 + 200 * table.patients / len(y))
+    reliability.plot(table.probability, table.positives, '-', alpha=0.4)
+    reliability.scatter(table.probability, table.positives, s=8 + 200 * table.patients / len(y))
     return figure
 
 # %% ../nbs/08_evaluation.ipynb #01bd15f0
 def write_scores(record: dict, folder, curves=None) -> list[Path]:
-    "Write scores.json and, if there are curves, curves.png and curves.svg into a folder, all or none, and return their paths."
-    made = [Path(folder) / name for name in ('scores.json', *(['curves.png', 'curves.svg'] if curves else []))]
+    """Write scores.json and, if there are curves, curves.png and curves.svg into a folder, all or none, and
+    return their paths.
+    """
+    made = [Path(folder) / name
+            for name in ('scores.json', *(['curves.png', 'curves.svg'] if curves else []))]
     with whole(made[0]) as beside:
-        beside().write_text(json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False), encoding='utf-8')
-        for file in made[1:]: curves.savefig(beside(file), dpi=150, metadata={'Date': None} if file.suffix == '.svg' else None)
+        beside().write_text(json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False),
+                            encoding='utf-8')
+        for file in made[1:]:
+            curves.savefig(beside(file), dpi=150, metadata={'Date': None} if file.suffix == '.svg' else None)
     return made

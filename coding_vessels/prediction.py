@@ -22,7 +22,8 @@ from tqdm import tqdm
 from .anatomy import COLUMNS, LOCATIONS, MIRRORED, SHOWN, VIEWS, structure_of, views_of
 from .batches import CELL
 from .engines import WORKERS, Engine
-from .preprocessing import Preprocessing, frame_warnings, preprocess_frames, usable, view_warnings
+from .preprocessing import (Preprocessing, frame_warnings, preprocess_frames, usable,
+                                          view_warnings)
 from .studies import FrameError, Study, append_csv, read_frame
 
 # %% auto #0
@@ -47,14 +48,18 @@ def attention_map(maps: np.ndarray, location: str, view: str) -> np.ndarray:
 
 
 def peak_of(attention: np.ndarray) -> tuple[float, float]:
-    "Return x and y of a map's peak in pixels of the preprocessed frame: the highest cell, weighted with its neighbours."
+    """Return x and y of a map's peak in pixels of the preprocessed frame: the highest cell, weighted with its
+    neighbours.
+    """
     row, column = np.unravel_index(attention.argmax(), attention.shape)
     rows, columns = (slice(max(0, i - 1), i + 2) for i in (row, column))
     weights, (y, x) = attention[rows, columns], np.indices(attention.shape)[:, rows, columns]
-    return float((x * weights).sum() / weights.sum() * CELL + (CELL - 1) / 2), float((y * weights).sum() / weights.sum() * CELL + (CELL - 1) / 2)
+    return (float((x * weights).sum() / weights.sum() * CELL + (CELL - 1) / 2),
+            float((y * weights).sum() / weights.sum() * CELL + (CELL - 1) / 2))
 
 # %% ../nbs/09_prediction.ipynb #46daf324
-def draw_overlay(frame: np.ndarray, attention: np.ndarray, settings: Preprocessing, height: int = 480) -> np.ndarray:
+def draw_overlay(frame: np.ndarray, attention: np.ndarray, settings: Preprocessing,
+                 height: int = 480) -> np.ndarray:
     """Return a frame with a map laid over it in colour and a circle around its peak.
 
     Parameters
@@ -74,10 +79,13 @@ def draw_overlay(frame: np.ndarray, attention: np.ndarray, settings: Preprocessi
         Blue, green, red.
     """
     zoom = height / frame.shape[0]
-    small = cv2.resize(frame, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC)
-    x, y, scale = settings.place(0, 0, *small.shape[::-1])                             # from the small frame's pixels to cells of the map
+    small = cv2.resize(frame, None, fx=zoom, fy=zoom,
+                       interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC)
+    # from the small frame's pixels to cells of the map
+    x, y, scale = settings.place(0, 0, *small.shape[::-1])
     move = np.array([[scale / CELL, 0, (x + 0.5) / CELL - 0.5], [0, scale / CELL, (y + 0.5) / CELL - 0.5]])
-    heat = cv2.warpAffine(attention.astype(np.float32), move, small.shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    heat = cv2.warpAffine(attention.astype(np.float32), move, small.shape[::-1],
+                          flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     colour = cv2.applyColorMap((255 * heat).clip(0, 255).astype(np.uint8), cv2.COLORMAP_HOT)
     share = 0.6 * heat[..., None].clip(0, 1)
     picture = (cv2.cvtColor(small, cv2.COLOR_GRAY2BGR) * (1 - share) + colour * share).astype(np.uint8)
@@ -107,10 +115,11 @@ def read_frames(engine: Engine, frames: list[np.ndarray]) -> dict:
     Returns
     -------
     dict
-        As `engine.answer` returns it. 'labels' is the mean of all readings, NaN for locations that no view shows; everything
-        else is from the first.
+        As `engine.answer` returns it. 'labels' is the mean of all readings, NaN for locations that no view
+        shows; everything else is from the first.
     """
-    answers = [engine.answer(preprocess_frames(frames, settings)) for settings in engine.preprocessing.readings()]
+    answers = [engine.answer(preprocess_frames(frames, settings))
+               for settings in engine.preprocessing.readings()]
     present = np.array([frame is not None for frame in frames])
     return answers[0] | {'labels': np.mean([assess(answer['labels'], present) for answer in answers], axis=0)}
 
@@ -137,7 +146,9 @@ class Reading:
         return [view for view in views_of(location) if self.present[VIEWS.index(view)]]
 
     def positions(self) -> list[tuple]:
-        "Return location, probability, view, and x and y in pixels of the frame, of each flagged location in each view."
+        """Return location, probability, view, and x and y in pixels of the frame, of each flagged location in
+        each view.
+        """
         rows = []
         for location in self.flagged if self.maps is not None else []:
             probability = round(float(self.probabilities[1 + LOCATIONS.index(location)]), 4)
@@ -149,16 +160,19 @@ class Reading:
 
 # %% ../nbs/09_prediction.ipynb #53de82ed
 def frame_notes(frames: list[np.ndarray | None]) -> list[tuple[str, str]]:
-    "Return view and warning for each of the eight frames that is missing or suspicious, and what can't be assessed for it."
+    """Return view and warning for each of the eight frames that is missing or suspicious, and what can't be
+    assessed for it.
+    """
     notes, present = [], np.array([frame is not None and usable(frame) for frame in frames])
     for view, frame, read in zip(VIEWS, frames, present):
         if frame is None: notes.append((view, 'missing'))
-        elif read: notes.extend((view, warning) for warning in frame_warnings(frame) or view_warnings(frame, view))
+        elif read:
+            notes.extend((view, warning) for warning in frame_warnings(frame) or view_warnings(frame, view))
         else: notes.extend((view, f'{warning}; not read') for warning in frame_warnings(frame))
     unseen = [name for name, shown in zip(LOCATIONS, SHOWN) if not (shown & present).any()]
     return notes + [('', f'not assessed, because no view shows them: {", ".join(unseen)}')] * bool(unseen)
 
-
+# %% ../nbs/09_prediction.ipynb #1de766c8
 def read_study(engine: Engine, study: Study, threshold=None) -> Reading:
     """Return the reading of one study.
 
@@ -179,16 +193,19 @@ def read_study(engine: Engine, study: Study, threshold=None) -> Reading:
     given = [frame if frame is not None and usable(frame) else None for frame in frames]
     present = np.array([frame is not None for frame in given])
     if not present.any():
-        raise FrameError(f'{study.index} has no frame of use ({"; ".join(frame_warnings(next(f for f in frames if f is not None)))}); '
+        raise FrameError(f'{study.index} has no frame of use '
+                         f'({"; ".join(frame_warnings(next(f for f in frames if f is not None)))}); '
                          'export its angiograms again.')
     answer = read_frames(engine, given)
     thresholds = np.broadcast_to(engine.thresholds if threshold is None else threshold, (len(LOCATIONS),))
-    return Reading(study, frames, present, answer['labels'].astype(float), thresholds, answer.get('maps'), engine.preprocessing,
-                   frame_notes(frames))
+    return Reading(study, frames, present, answer['labels'].astype(float), thresholds, answer.get('maps'),
+                   engine.preprocessing, frame_notes(frames))
 
 # %% ../nbs/09_prediction.ipynb #8e9afe9d
 def readings(engine: Engine, studies: list[Study], threshold=None, workers: int = WORKERS):
-    "Yield the readings of studies in their order, as `read_study` returns them, or the error that kept a study from being read."
+    """Yield the readings of studies in their order, as `read_study` returns them, or the error that kept a
+    study from being read.
+    """
     def work(study):
         try: return read_study(engine, study, threshold)
         except (FrameError, OSError) as error: return error
@@ -202,8 +219,9 @@ def readings(engine: Engine, studies: list[Study], threshold=None, workers: int 
             while waiting: yield waiting.popleft().result()
         finally: pool.shutdown(cancel_futures=True)
 
-
-def append_rows(rows, engine: Engine, studies: list[Study], threshold=None, visit=None, workers: int = WORKERS) -> None:
+# %% ../nbs/09_prediction.ipynb #80516c61
+def append_rows(rows, engine: Engine, studies: list[Study], threshold=None, visit=None,
+                workers: int = WORKERS) -> None:
     """Append what is found in each study to rows; studies whose rows are there already are passed over.
 
     Parameters
@@ -213,13 +231,15 @@ def append_rows(rows, engine: Engine, studies: list[Study], threshold=None, visi
     engine, studies, threshold
         As in `predict_studies`.
     visit : callable, optional
-        Called once with each `Reading`, before its row is appended; the row gets the entries of the dict that it returns, if any.
+        Called once with each `Reading`, before its row is appended; the row gets the entries of the dict that
+        it returns, if any.
     workers : int
         Studies that are read at the same time; no result depends on it.
     """
     left = studies[len(rows):]
     done = readings(engine, left, threshold, workers)
-    for study, reading in zip(left, tqdm(done, initial=len(rows), total=len(studies), desc='predicting', unit='study', delay=3)):
+    for study, reading in zip(left, tqdm(done, initial=len(rows), total=len(studies), desc='predicting',
+                                         unit='study', delay=3)):
         if isinstance(reading, Exception): rows.append({'Index': study.index, 'error': str(reading)})
         else: rows.append(_row(reading) | (visit and visit(reading) or {}))
 
@@ -227,27 +247,35 @@ def append_rows(rows, engine: Engine, studies: list[Study], threshold=None, visi
 def _row(reading: Reading) -> dict:
     files = dict(zip(VIEWS, reading.study.frames))
     warnings = [(view, str(files.get(view) or ''), text) for view, text in reading.warnings]
-    return {'Index': reading.study.index, 'probabilities': reading.probabilities.tolist(), 'positions': reading.positions(), 'warnings': warnings}
+    return {'Index': reading.study.index, 'probabilities': reading.probabilities.tolist(),
+            'positions': reading.positions(), 'warnings': warnings}
 
-
+# %% ../nbs/09_prediction.ipynb #dfe21349
 def tables_of(rows) -> dict[str, pd.DataFrame]:
     "Return the tables probabilities, positions, warnings and errors of rows, as `append_rows` makes them."
     told = 'Index', 'probabilities', 'positions', 'warnings', 'error'
-    rows = [{name: row[name] for name in told if name in row} for row in rows]            # without their pages
+    # without their pages
+    rows = [{name: row[name] for name in told if name in row} for row in rows]
     flat = lambda name: [[row['Index'], *part] for row in rows for part in row.get(name, [])]
-    return {'probabilities': pd.DataFrame([[row['Index'], *row['probabilities']] for row in rows if 'error' not in row], columns=list(COLUMNS)),
-            'positions': pd.DataFrame(flat('positions'), columns=['Index', 'location', 'probability', 'view', 'x', 'y']),
+    return {'probabilities': pd.DataFrame([[row['Index'], *row['probabilities']]
+                                           for row in rows if 'error' not in row], columns=list(COLUMNS)),
+            'positions': pd.DataFrame(flat('positions'),
+                                      columns=['Index', 'location', 'probability', 'view', 'x', 'y']),
             'warnings': pd.DataFrame(flat('warnings'), columns=['Index', 'view', 'file', 'warning']),
-            'errors': pd.DataFrame([[row['Index'], row['error']] for row in rows if 'error' in row], columns=['Index', 'error'])}
+            'errors': pd.DataFrame([[row['Index'], row['error']] for row in rows if 'error' in row],
+                                   columns=['Index', 'error'])}
 
-
-def predict_studies(engine: Engine, studies: list[Study], threshold=None, visit=None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Return the probabilities of all readable studies, the positions of what is flagged, and the errors of the other studies.
+# %% ../nbs/09_prediction.ipynb #5f25f9dd
+def predict_studies(engine: Engine, studies: list[Study], threshold=None,
+                    visit=None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Return the probabilities of all readable studies, the positions of what is flagged, and the errors of
+    the other studies.
 
     Parameters
     ----------
     engine : Engine
-        As `load_engine` returns it. It reads one study at a time, so no result depends on another study, to the last bit.
+        As `load_engine` returns it. It reads one study at a time, so no result depends on another study, to
+        the last bit.
     studies : list of Study
     threshold : float or ndarray, shape (21,), optional
         As in `read_study`.
@@ -257,8 +285,9 @@ def predict_studies(engine: Engine, studies: list[Study], threshold=None, visit=
     Returns
     -------
     DataFrame, DataFrame, DataFrame
-        Probabilities: Index and the 22 labels, float, NaN where not assessed, in the order of the studies. Positions: Index, location,
-        probability, view, x and y in pixels of the frame. Errors: Index and error.
+        Probabilities: Index and the 22 labels, float, NaN where not assessed, in the order of the studies.
+        Positions: Index, location, probability, view, x and y in pixels of the frame. Errors: Index and
+        error.
     """
     rows = []
     append_rows(rows, engine, studies, threshold, visit)
@@ -278,13 +307,17 @@ def overlay_writer(folder):
         for location in reading.flagged if reading.maps is not None else []:
             views = {}
             for view in reading.views_of(location):
-                frame, attention = reading.frames[VIEWS.index(view)], attention_map(reading.maps, location, view)
+                frame, attention = (reading.frames[VIEWS.index(view)],
+                                    attention_map(reading.maps, location, view))
                 picture = draw_overlay(frame, attention, reading.settings)
-                views[view] = cv2.putText(picture, view, (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 255, 255), 2, cv2.LINE_AA)
-            strip, probability = np.hstack(list(views.values())), reading.probabilities[1 + LOCATIONS.index(location)]
+                views[view] = cv2.putText(picture, view, (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7,
+                                          (0, 255, 255), 2, cv2.LINE_AA)
+            strip, probability = (np.hstack(list(views.values())),
+                                  reading.probabilities[1 + LOCATIONS.index(location)])
             text = f'{reading.study.index} {location} {probability:.2f}  not a medical device'
             header = np.zeros((34, strip.shape[1], 3), np.uint8)
-            cv2.putText(header, text, (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 1, cv2.LINE_AA)
+            cv2.putText(header, text, (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 1,
+                        cv2.LINE_AA)
             Path(folder).mkdir(parents=True, exist_ok=True)
             coded = cv2.imencode('.png', np.vstack([header, strip]))[1]
             (Path(folder) / f'{reading.study.index}_{location}.png').write_bytes(coded.tobytes())
@@ -304,14 +337,16 @@ def apply_threshold(probabilities: pd.DataFrame, threshold=0.5) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        The same rows and columns. A location that was not assessed is 0: the competition knows no third answer.
+        The same rows and columns. A location that was not assessed is 0: the competition knows no third
+        answer.
 
     Raises
     ------
     ValueError
         If the threshold is outside that range.
     """
-    if not np.all((0 < np.asarray(threshold)) & (np.asarray(threshold) <= 1)): raise ValueError(f'threshold is {threshold}; give a number above 0, at most 1.')
+    if not np.all((0 < np.asarray(threshold)) & (np.asarray(threshold) <= 1)):
+        raise ValueError(f'threshold is {threshold}; give a number above 0, at most 1.')
     names = list(LOCATIONS)
     return probabilities.assign(**(probabilities[names] >= threshold).astype(int))
 
@@ -343,7 +378,9 @@ class Rows(Sequence):
         if not end: self.append(facts)
         told = self._line(0)
         other = [name for name, fact in json.loads(json.dumps(facts)).items() if told.get(name) != fact]
-        if other: raise ValueError(f'the interrupted prediction was begun with other {", ".join(other)}; go on with the same, or begin anew without --resume.')
+        if other:
+            raise ValueError(f'the interrupted prediction was begun with other {", ".join(other)}; '
+                             'go on with the same, or begin anew without --resume.')
 
     def _line(self, number: int) -> dict:
         self._stream.seek(self._starts[number])
@@ -363,10 +400,12 @@ class Rows(Sequence):
 
     def close(self): self._stream.close()
 
-
+# %% ../nbs/09_prediction.ipynb #7bff78ad
 class Part(Sequence):
     "What stands under one name in those rows that have it, read when it is asked for."
-    def __init__(self, rows, name: str): self.rows, self.name, self.numbers = rows, name, [i for i, row in enumerate(rows) if name in row]
+    def __init__(self, rows, name: str):
+        self.rows, self.name, self.numbers = (
+            rows, name, [i for i, row in enumerate(rows) if name in row])
 
     def __len__(self): return len(self.numbers)
 
@@ -377,7 +416,8 @@ def fingerprint(studies: list[Study]) -> str:
     "Return a digest of the studies' indices and of the names, sizes and times of their files."
     digest = hashlib.sha256()
     for study in studies:
-        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in study.frames if path and path.exists()]
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns)
+                 for path in study.frames if path and path.exists()]
         digest.update(repr((study.index, stats)).encode(errors='surrogateescape'))
     return digest.hexdigest()[:32]
 
@@ -389,7 +429,8 @@ def write_tables(rows, files: dict[str, Path], threshold, piece: int = 1000) -> 
     ----------
     rows : list or Rows
     files : dict
-        New files for probabilities, positions, output, warnings and errors; the last two are written only if there are any.
+        New files for probabilities, positions, output, warnings and errors; the last two are written only if
+        there are any.
     threshold : float or ndarray, shape (21,)
         As in `apply_threshold`.
     piece : int
