@@ -34,8 +34,10 @@ def simulate(args) -> int:
     "Write a simulated cohort in the competition's layout."
     from coding_vessels.phantom import PRESETS, write_cohort
     if args.preset not in PRESETS: raise ValueError(f"'{args.preset}' is no preset; use one of {', '.join(PRESETS)}.")
-    out = write_cohort(args.out, args.patients, args.seed, args.size, *PRESETS[args.preset], masks=args.masks, workers=args.workers, film=args.film)
+    out = write_cohort(args.out, args.patients, args.seed, args.size, *PRESETS[args.preset], args.masks,
+                       args.workers, args.film, args.twins)
     print(f'{args.patients} simulated patients: {", ".join(str(path) for path in sorted(out.iterdir()))}')
+    if args.twins: print(f'the same without their aneurysms: {args.twins}')
     return 0
 
 
@@ -377,6 +379,7 @@ def _parser() -> argparse.ArgumentParser:
          ('--size', dict(type=int, help='pixels of a square frame; by default the sizes of the real cohort')),
          ('--preset', dict(default='kium', help='kium (default), flat-panel, image-intensifier, elderly, shifted, varied, training')),
          ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')),
+         ('--twins', dict(help='new folder for the same patients without their aneurysms')),
          ('--film', dict(type=int, nargs='?', const=15, default=0, metavar='FRAMES', help='write X-ray angiography runs (DICOM) for import-dicom instead of single frames; of 15 frames each unless said otherwise')),
          ('--workers', dict(type=int, default=-1, help='processes; by default one a core')))
     verb(project, ('files', dict(nargs='+', help='surfaces (.stl, .ply, .obj, .vtp), label volumes (.nii, .nii.gz), trees (.swc), in mm')),

@@ -281,10 +281,8 @@ def draw_films(seed, views=VIEWS, seconds=_SECONDS, size=None, population: Popul
         yield Film(view, frames, np.asarray(seconds, float), filling, camera, truth)
 
 # %% ../nbs/01c_phantom.ipynb #8f2f2b65
-def _write_patient(folder: Path, index: str, seed, size, population: Population, scanner: Scanner,
-                   masks: bool) -> list:
-    "Draw one patient, write eight JPEG files, the truth and perhaps the masks; return the row of the CSV."
-    phantom = draw_phantom(seed, size, population, scanner)
+def _write_phantom(folder: Path, index: str, seed, phantom: Phantom, masks: bool) -> list:
+    "Write eight JPEG files, the truth and perhaps the masks; return the row of the CSV."
     for view, frame in zip(VIEWS, phantom.frames):
         pixels = cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR) if phantom.colour else frame
         coded = cv2.imencode('.jpg', pixels, [cv2.IMWRITE_JPEG_QUALITY, phantom.quality])[1]
@@ -295,6 +293,14 @@ def _write_patient(folder: Path, index: str, seed, size, population: Population,
     truth = {'index': index, 'seed': seed, 'size': size, 'aneurysms': phantom.aneurysms}
     (folder / 'truth' / f'{index}.json').write_text(json.dumps(truth, indent=1), encoding='utf-8')
     return [index, *phantom.labels.tolist()]
+
+
+def _write_patient(folders: list[Path], index: str, seed, size, population: Population, scanner: Scanner,
+                   masks: bool) -> list[list]:
+    "Draw one patient, and for a second folder its twin without aneurysms; return the rows of the CSVs."
+    phantoms = draw_twins(seed, [(), LOCATIONS][:len(folders)], size, population, scanner)
+    return [_write_phantom(folder, index, seed, phantom, masks)
+            for folder, phantom in zip(folders, phantoms)]
 
 # %% ../nbs/01c_phantom.ipynb #b2f30d08
 _DETECTOR = 1100.0      # mm from the X-ray source
@@ -345,9 +351,10 @@ _KNOWN = 'location', 'host', 'kind', 'centre_mm', 'diameter_mm', 'neck_mm'      
 _SHOWN = 'x', 'y', 'radius', 'visible', 'clear'                                 # of it in one view
 
 
-def _write_films(folder: Path, index: str, seed, size, population: Population, scanner: Scanner,
-                 frames: int) -> list:
+def _write_films(folders: list[Path], index: str, seed, size, population: Population, scanner: Scanner,
+                 frames: int) -> list[list]:
     "Draw one patient's films, write eight DICOM files and the truth; return the row of the CSV."
+    folder, = folders
     (folder / f'dicom/{index}').mkdir()
     seconds = np.linspace(_SECONDS[0], _SECONDS[-1], frames)
     source = [seed, size, frames, repr(population), repr(scanner)]
@@ -365,10 +372,11 @@ def _write_films(folder: Path, index: str, seed, size, population: Population, s
              'films': runs}
     (folder / f'truth/{index}.json').write_text(json.dumps(truth, indent=1), encoding='utf-8')
     locations = {one['location'] for one in aneurysms}
-    return [index, int(bool(locations)), *(int(location in locations) for location in LOCATIONS)]
+    return [[index, int(bool(locations)), *(int(location in locations) for location in LOCATIONS)]]
 
 # %% ../nbs/01c_phantom.ipynb #3f22108d
-def _check_cohort(out: Path, patients: int, seed: int, size, masks: bool, workers: int, film: int) -> None:
+def _check_cohort(folders: list[Path], patients: int, seed: int, size, masks: bool, workers: int,
+                  film: int) -> None:
     "Say what is wrong with the arguments of `write_cohort`."
     sides = [size] if isinstance(size, int) else list(size or [])
     least = [('patients', patients, 1), ('seed', seed, 0), *(('size', side, 64) for side in sides)]
@@ -376,22 +384,28 @@ def _check_cohort(out: Path, patients: int, seed: int, size, masks: bool, worker
         if value < lowest: raise ValueError(f'{name} is {value}; use {lowest} or more.')
     if film and film < 5: raise ValueError(f'film is {film}; use 5 frames or more.')
     if film and masks: raise ValueError('masks belong to single frames; leave out masks, or film.')
+    if film and len(folders) > 1: raise ValueError('twins have single frames; leave out twins, or film.')
     if workers == 0: raise ValueError('workers is 0; use 1 or more, or -1 for one a core.')
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f'{out} exists and is not an empty folder; choose another or remove it.')
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ValueError(f'{folders[0]} is named twice; give the twins a folder of their own.')
+    for folder in folders:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f'{folder} exists and is not an empty folder; choose another or remove it.')
 
 
-def _fill_cohort(folder: Path, jobs, patients: int, workers: int, film: int) -> None:
-    "Write all patients into a folder, and the tables."
+def _fill_cohort(folders: list[Path], jobs, patients: int, workers: int, film: int) -> None:
+    "Write all patients into the folders, and the tables."
     parallel = joblib.Parallel(n_jobs=min(workers, patients), return_as='generator', idle_worker_timeout=2)
     rows = list(tqdm(parallel(jobs), total=patients, desc='simulating', unit='patient', delay=3))
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table.to_csv(folder / 'groundtruth.csv', index=False)
-    if not film: table.assign(**dict.fromkeys(LABELS, 0)).to_csv(folder / 'test.csv', index=False)
+    for folder, own in zip(folders, zip(*rows)):
+        table = pd.DataFrame(own, columns=list(COLUMNS))
+        table.to_csv(folder / 'groundtruth.csv', index=False)
+        if not film: table.assign(**dict.fromkeys(LABELS, 0)).to_csv(folder / 'test.csv', index=False)
 
 # %% ../nbs/01c_phantom.ipynb #3f22108e
 def write_cohort(out, patients: int, seed: int = 0, size=None, population: Population = Population(),
-                 scanner: Scanner = Scanner(), masks: bool = False, workers: int = -1, film: int = 0) -> Path:
+                 scanner: Scanner = Scanner(), masks: bool = False, workers: int = -1, film: int = 0,
+                 twins=None) -> Path:
     """Write a simulated cohort in the layout of the K-ium competition and return its folder.
 
     Parameters
@@ -414,23 +428,26 @@ def write_cohort(out, patients: int, seed: int = 0, size=None, population: Popul
         Frames of each film: instead of `images/` and `test.csv` write X-ray angiography objects,
         `dicom/{Index}/{view}.dcm`, which `import_dicom` reads; the truth names the best frame of each. 0 for
         single frames.
+    twins : str or Path, optional
+        A second new or empty folder: the same patients, down to the noise, without their aneurysms.
 
     Raises
     ------
     FileExistsError
-        If `out` exists and is not empty.
+        If `out` or `twins` exists and is not empty.
     ValueError
-        If `patients`, `seed`, `size` (64 at least), `workers` or `film` is out of range, or `masks` are
-        wanted of films.
+        If `patients`, `seed`, `size` (64 at least), `workers` or `film` is out of range, or `masks` or
+        `twins` are wanted of films.
     """
-    out = Path(out)
-    _check_cohort(out, patients, seed, size, masks, workers, film)
-    with whole(out) as beside:
-        partial = beside()
-        for part in ('dicom' if film else 'images', 'truth', *['masks'] * masks):
-            (partial / part).mkdir(parents=True)
+    folders = [Path(folder) for folder in (out, twins) if folder]
+    _check_cohort(folders, patients, seed, size, masks, workers, film)
+    with whole(folders[0]) as beside:
+        partial = [beside(folder) for folder in folders]
+        for folder in partial:
+            for part in ('dicom' if film else 'images', 'truth', *['masks'] * masks):
+                (folder / part).mkdir(parents=True)
         write = joblib.delayed(_write_films if film else _write_patient)
         jobs = (write(partial, str(1001 + i), [seed, i], size, population, scanner, film or masks)
                 for i in range(patients))
         _fill_cohort(partial, jobs, patients, workers, film)
-    return out
+    return folders[0]
