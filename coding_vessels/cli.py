@@ -20,7 +20,8 @@ __all__ = ['NOT_A_MEDICAL_DEVICE', 'SIMULATED_ONLY', 'simulate', 'check', 'proje
 
 # %% ../nbs/11_cli.ipynb #cd32a499
 NOT_A_MEDICAL_DEVICE = 'Not a medical device: for research only, not for diagnosis or treatment.'
-SIMULATED_ONLY = 'The weights that ship with the package were trained on simulated patients and know simulated patients only.'
+SIMULATED_ONLY = ('The weights that ship with the package were trained on simulated patients and know '
+                  'simulated patients only.')
 
 
 def _lost(problems, studies):
@@ -33,14 +34,15 @@ def _lost(problems, studies):
 def simulate(args) -> int:
     "Write a simulated cohort in the competition's layout."
     from coding_vessels.phantom import PRESETS, write_cohort
-    if args.preset not in PRESETS: raise ValueError(f"'{args.preset}' is no preset; use one of {', '.join(PRESETS)}.")
+    if args.preset not in PRESETS:
+        raise ValueError(f"'{args.preset}' is no preset; use one of {', '.join(PRESETS)}.")
     out = write_cohort(args.out, args.patients, args.seed, args.size, *PRESETS[args.preset], args.masks,
                        args.workers, args.film, args.twins)
     print(f'{args.patients} simulated patients: {", ".join(str(path) for path in sorted(out.iterdir()))}')
     if args.twins: print(f'the same without their aneurysms: {args.twins}')
     return 0
 
-
+# %% ../nbs/11_cli.ipynb #7be0d31a
 def _print_problems(problems, most: int = 50) -> None:
     "Print a table of problems; of those with the same mend the first `most`, and how many more there are."
     import pandas as pd
@@ -54,7 +56,8 @@ def _print_problems(problems, most: int = 50) -> None:
 def check(args) -> int:
     "List everything that is wrong with a cohort."
     from coding_vessels.studies import read_cohort
-    studies, problems = read_cohort(args.csv, args.images, labelled=not args.unlabelled, decode=True, partial=True)
+    studies, problems = read_cohort(args.csv, args.images, labelled=not args.unlabelled, decode=True,
+                                    partial=True)
     _print_problems(problems)
     lacking = sum(not study.present.all() for study in studies)
     without = f', {lacking} of them without all views' if lacking else ''
@@ -66,24 +69,31 @@ def project(args) -> int:
     "Turn three-dimensional vessels, one file a patient, into a cohort in the competition's layout."
     from coding_vessels import projection
     from coding_vessels.phantom import PRESETS
-    if args.preset not in PRESETS: raise ValueError(f"'{args.preset}' is no preset; use one of {', '.join(PRESETS)}.")
-    made = projection.project(args.files, args.out, args.sacs, args.inlets, args.twins, args.axes, args.spacing, args.seed, args.size,
-                              PRESETS[args.preset][1], args.masks, args.workers)
+    if args.preset not in PRESETS:
+        raise ValueError(f"'{args.preset}' is no preset; use one of {', '.join(PRESETS)}.")
+    made = projection.project(args.files, args.out, args.sacs, args.inlets, args.twins, args.axes,
+                              args.spacing, args.seed, args.size, PRESETS[args.preset][1], args.masks,
+                              args.workers)
     print(f'{len(args.files)} patients: {", ".join(str(path) for path in sorted(made[0].iterdir()))}')
     if args.twins: print(f'the same without their sacs: {made[1]}')
     return 0
 
 # %% ../nbs/11_cli.ipynb #1c0f2ef9
 def import_dicom(args) -> int:
-    "Turn a folder of DICOM files into a cohort with new indices; the key to the patients goes to a file of its own."
+    """Turn a folder of DICOM files into a cohort with new indices; the key to the patients goes to a file of
+    its own.
+    """
     import logging
     import warnings
     import pandas as pd
     from coding_vessels import dicom
-    logging.getLogger('pydicom').setLevel(logging.CRITICAL); warnings.simplefilter('ignore')         # what matters comes as a sentence
+    # what matters comes as a sentence
+    logging.getLogger('pydicom').setLevel(logging.CRITICAL)
+    warnings.simplefilter('ignore')
     problems = dicom.import_dicom(args.folder, args.out, args.key, args.mapping, args.projection)
     _print_problems(problems)
-    print(f'{len(pd.read_csv(Path(args.out) / "test.csv"))} studies: {args.out}; the way back to the patients: {args.key}')
+    print(f'{len(pd.read_csv(Path(args.out) / "test.csv"))} studies: {args.out}; '
+          f'the way back to the patients: {args.key}')
     return 3 if (problems.Index == '').any() else 0
 
 # %% ../nbs/11_cli.ipynb #881a935a
@@ -100,20 +110,28 @@ def train(args) -> int:
     if args.validation:
         others, problems = read_cohort(args.validation, args.validation_images or args.images, decode=True)
         errors = pd.concat([errors, _lost(problems, others)])
-    elif args.validation_images: raise ValueError('--validation-images needs --validation, the CSV of these patients.')
-    given = {name: getattr(args, name) for name in ('epochs', 'batch_size', 'accumulate', 'patience', 'precision') if getattr(args, name) is not None}
+    elif args.validation_images:
+        raise ValueError('--validation-images needs --validation, the CSV of these patients.')
+    given = {name: getattr(args, name) for name in (
+        'epochs', 'batch_size', 'accumulate', 'patience', 'precision') if getattr(args, name) is not None}
     settings = replace(settings, seed=args.seed, **given)
-    if args.weights and args.start: raise ValueError('--weights and --start exclude each other; a trained model brings its weights.')
+    if args.weights and args.start:
+        raise ValueError('--weights and --start exclude each other; a trained model brings its weights.')
     if args.weights: settings = replace(settings, weights=args.weights)
     if args.start:
-        if args.size: raise ValueError('--size and --start exclude each other; a trained model keeps its size.')
+        if args.size:
+            raise ValueError('--size and --start exclude each other; a trained model keeps its size.')
         start = str(SHIPPED if args.start == 'shipped' else args.start)
-        settings = replace(settings, start=start, weights=None, preprocessing=model.preprocessing_of(model.load_model(start)), learning_rate=settings.learning_rate / 5)
-    elif args.size: settings = replace(settings, preprocessing=replace(settings.preprocessing, size=args.size))
+        settings = replace(settings, start=start, weights=None,
+                           preprocessing=model.preprocessing_of(model.load_model(start)),
+                           learning_rate=settings.learning_rate / 5)
+    elif args.size:
+        settings = replace(settings, preprocessing=replace(settings.preprocessing, size=args.size))
     if args.learning_rate is not None: settings = replace(settings, learning_rate=args.learning_rate)
     history = training.train(studies, args.out, settings, others, resume=args.resume)
     best = history.loc[history.val_loss.idxmin()]
-    print(f'best epoch {best.epoch + 1:.0f} of {len(history)}, validation loss {best.val_loss:.4f}: {Path(args.out) / "best.keras"}')
+    print(f'best epoch {best.epoch + 1:.0f} of {len(history)}, validation loss {best.val_loss:.4f}: '
+          f'{Path(args.out) / "best.keras"}')
     if len(errors):
         with whole(Path(args.out) / 'errors.csv') as beside: append_csv(beside(), errors)
         print(f'{errors.Index.nunique()} patients left out: {Path(args.out) / "errors.csv"}', file=sys.stderr)
@@ -121,14 +139,18 @@ def train(args) -> int:
 
 # %% ../nbs/11_cli.ipynb #f96853a1
 def export(args) -> int:
-    "Write a trained model beside its file for an engine that needs no TensorFlow, in float32 or in fewer bits."
+    """Write a trained model beside its file for an engine that needs no TensorFlow, in float32 or in fewer
+    bits.
+    """
     from coding_vessels.engines import export_model, exported_file
     from coding_vessels.studies import read_cohort
     made = exported_file(args.model, args.engine, args.precision)
     if made.exists() and not args.overwrite: raise FileExistsError(f'{made} exists; add --overwrite.')
-    if (args.csv is None) != (args.images is None): raise ValueError('--csv and --images belong together; give both, or neither.')
+    if (args.csv is None) != (args.images is None):
+        raise ValueError('--csv and --images belong together; give both, or neither.')
     studies = read_cohort(args.csv, args.images, labelled=False)[0] if args.csv else None
-    if studies == []: raise ValueError(f'no study of {args.csv} can be read; `coding_vessels check --unlabelled` says why.')
+    if studies == []:
+        raise ValueError(f'no study of {args.csv} can be read; `coding_vessels check --unlabelled` says why.')
     export_model(args.model, args.engine, args.precision, studies)
     chosen = args.engine == 'openvino' and args.precision == 'float32'
     print(f'{made}: `predict --model {args.model if chosen else made}` computes with it.')
@@ -136,18 +158,25 @@ def export(args) -> int:
 
 # %% ../nbs/11_cli.ipynb #23f6a1a2
 def predict(args) -> int:
-    "Write output.csv, probabilities.csv, positions.csv and, if need be, warnings.csv and errors.csv; with --report a page to read."
+    """Write output.csv, probabilities.csv, positions.csv and, if need be, warnings.csv and errors.csv; with
+    --report a page to read.
+    """
     from coding_vessels.files import settle, whole
-    if args.threshold is not None and not 0 < args.threshold <= 1: raise ValueError(f'threshold is {args.threshold}; give a number above 0, at most 1.')
-    if args.workers is not None and args.workers < 1: raise ValueError(f'workers is {args.workers}; use 1 or more.')
+    if args.threshold is not None and not 0 < args.threshold <= 1:
+        raise ValueError(f'threshold is {args.threshold}; give a number above 0, at most 1.')
+    if args.workers is not None and args.workers < 1:
+        raise ValueError(f'workers is {args.workers}; use 1 or more.')
     out = Path(args.out)
-    files = {name: out.with_name(f'{name}.csv') for name in ('probabilities', 'positions', 'warnings', 'errors')} | {'output': out}
-    record = out.with_name('prediction.json')                     # says with what they were made, and which files are ours
+    files = {name: out.with_name(f'{name}.csv')
+             for name in ('probabilities', 'positions', 'warnings', 'errors')} | {'output': out}
+    # says with what they were made, and which files are ours
+    record = out.with_name('prediction.json')
     settle(record)
     _check_places(args, files, record, args.overwrite or args.resume)
     with whole(record, args.resume) as beside:
-        _check_places(args, files, record, args.overwrite or args.resume)                    # nobody has written meanwhile
-        beside.keep = args.resume                                                            # what waits for the right words stays
+        _check_places(args, files, record, args.overwrite or args.resume)   # nobody has written meanwhile
+        # what waits for the right words stays
+        beside.keep = args.resume
         try: status, told = _predict(args, files, record, beside)
         except KeyboardInterrupt:
             beside.keep = True
@@ -159,10 +188,13 @@ def predict(args) -> int:
 def _check_places(args, files: dict[str, Path], record: Path, overwrite: bool) -> None:
     wanted = [*files.values(), record, *(Path(path) for path in (args.report,) if path)]
     _check_outputs(wanted, args.overlays, [args.csv, args.images, args.truth, args.model], overwrite)
-    foreign = [str(path) for path in (files['warnings'], files['errors']) if path.exists() and path.resolve() not in _written(record)]
-    if foreign: raise FileExistsError(f'{", ".join(foreign)} was not written by this program; move it, or choose another --out.')
+    foreign = [str(path) for path in (files['warnings'], files['errors'])
+               if path.exists() and path.resolve() not in _written(record)]
+    if foreign:
+        raise FileExistsError(f'{", ".join(foreign)} was not written by this program; move it, or choose '
+                              'another --out.')
 
-
+# %% ../nbs/11_cli.ipynb #d94c6f02
 def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, list]:
     "Predict, and write what was found for the group `beside`; return the exit status and what to tell."
     from coding_vessels import prediction
@@ -172,7 +204,9 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
     threshold = engine.thresholds if args.threshold is None else args.threshold
     studies, problems = read_cohort(args.csv, args.images, labelled=False, partial=not args.require_all)
     facts = _facts(args, engine) | {'frames': prediction.fingerprint(studies)}
-    if args.resume and _finished(record, facts): return 3 if files['errors'].exists() else 0, [(f'{args.out}: this prediction was finished before.', sys.stdout)]
+    if args.resume and _finished(record, facts):
+        return 3 if files['errors'].exists() else 0, [(f'{args.out}: this prediction was finished before.',
+                                                       sys.stdout)]
     _check_places(args, files, record, args.overwrite)
     report = _Report(args, engine, studies) if args.report else None
     pictures = beside.inside(args.overlays) if args.overlays else None
@@ -186,8 +220,11 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
     beside.keep = False
     with contextlib.closing(rows):
         prediction.append_rows(rows, engine, studies, threshold, visit, args.workers or WORKERS)
-        if all('error' in row for row in rows): raise ValueError(f'no study of {args.csv} can be predicted; `coding_vessels check --unlabelled` says why.')
-        for file in files.values(): beside(file).unlink(missing_ok=True)                     # half-written by a call that was killed
+        if all('error' in row for row in rows):
+            raise ValueError(f'no study of {args.csv} can be predicted; '
+                             '`coding_vessels check --unlabelled` says why.')
+        # half-written by a call that was killed
+        for file in files.values(): beside(file).unlink(missing_ok=True)
         prediction.write_tables(rows, {name: beside(file) for name, file in files.items()}, threshold)
         lost, before = _lost(problems, studies), _written(record)
         if len(lost): append_csv(beside(files['errors']), lost)
@@ -195,18 +232,22 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
         for place in _places(pictures, args.overlays, before): beside(place)
         made = beside.places()
         _write_record(beside(), record, facts, made)
-        for file in before - {path.resolve() for path in made}: beside.remove(file)          # of an earlier run
+        for file in before - {path.resolve() for path in made}: beside.remove(file)     # of an earlier run
         return _told(args, files, rows, lost)
 
-
+# %% ../nbs/11_cli.ipynb #5a17c3e8
 def _told(args, files, rows, lost) -> tuple[int, list]:
     "Return the exit status of a prediction and the lines that say what it wrote."
-    read, left = sum('error' not in row for row in rows), len({row['Index'] for row in rows if 'error' in row} | set(lost.Index))
+    read, left = (sum('error' not in row for row in rows),
+                  len({row['Index'] for row in rows if 'error' in row} | set(lost.Index)))
     flagged = sum(len({place[0] for place in row.get('positions', [])}) for row in rows)
     warnings = sum(len(row.get('warnings', [])) for row in rows)
-    told = [(f'{read} patients predicted, {flagged} locations flagged: {", ".join(str(files[name]) for name in ("output", "probabilities", "positions"))}', sys.stdout)]
+    told = [(f'{read} patients predicted, {flagged} locations flagged: '
+             f'{", ".join(str(files[name]) for name in ("output", "probabilities", "positions"))}',
+             sys.stdout)]
     if args.overlays: told.append((f'where the network looked: {args.overlays}/', sys.stdout))
-    if warnings: told.append((f'{warnings} warnings of missing or suspicious frames: {files["warnings"]}', sys.stderr))
+    if warnings:
+        told.append((f'{warnings} warnings of missing or suspicious frames: {files["warnings"]}', sys.stderr))
     if args.report: told.append((f'a page to read: {args.report}', sys.stdout))
     if left: told.append((f'{left} patients or files left out: {files["errors"]}', sys.stderr))
     if not args.model: told.append((SIMULATED_ONLY, sys.stdout))
@@ -214,21 +255,29 @@ def _told(args, files, rows, lost) -> tuple[int, list]:
 
 # %% ../nbs/11_cli.ipynb #f4b9900f
 def _check_outputs(wanted: list[Path], folder, inputs: list, overwrite: bool) -> None:
-    "Raise unless every file that a command wants to write, and the folder, is free, or may be overwritten, and none is another or an input."
+    """Raise unless every file that a command wants to write, and the folder, is free, or may be overwritten,
+    and none is another or an input.
+    """
     taken, known = [], {Path(path).resolve() for path in inputs if path}
     for path in [*wanted, *([Path(folder)] if folder else [])]:
-        if path.resolve() in known: raise ValueError(f'{path} is named twice, or is an input; choose another name.')
-        if path.exists() and path.is_dir() != (folder is not None and path == Path(folder)): raise ValueError(f'{path} is {"a folder" if path.is_dir() else "a file"}; choose another name.')
-        if path.exists() and not (path.is_file() or path.is_dir()): raise ValueError(f'{path} is no ordinary file; choose another name.')
+        if path.resolve() in known:
+            raise ValueError(f'{path} is named twice, or is an input; choose another name.')
+        if path.exists() and path.is_dir() != (folder is not None and path == Path(folder)):
+            raise ValueError(f'{path} is {"a folder" if path.is_dir() else "a file"}; choose another name.')
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f'{path} is no ordinary file; choose another name.')
         known.add(path.resolve())
         if path.exists(): taken.append(str(path))
-    if taken and not overwrite: raise FileExistsError(f'{", ".join(taken)} exists; choose another name or add --overwrite.')
+    if taken and not overwrite:
+        raise FileExistsError(f'{", ".join(taken)} exists; choose another name or add --overwrite.')
 
 
 def _written(record: Path) -> set[Path]:
     "Return the files that an earlier prediction wrote, by its record; none without one."
     import json
-    try: return {(record.parent / name).resolve() for name in json.loads(record.read_text(encoding='utf-8'))['files']}
+    try:
+        return {(record.parent / name).resolve()
+                for name in json.loads(record.read_text(encoding='utf-8'))['files']}
     except (OSError, ValueError, KeyError, TypeError): return set()
 
 
@@ -236,14 +285,18 @@ def _places(pictures: Path | None, folder, before: set[Path]) -> list[Path]:
     "Return the places in the folder that the new pictures go to, which must be free or an earlier run's."
     places = [Path(folder) / picture.name for picture in sorted(pictures.glob('*_*.png'))] if pictures else []
     foreign = [str(place) for place in places if place.exists() and place.resolve() not in before]
-    if foreign: raise FileExistsError(f'{", ".join(foreign[:3])} was not written by this program; move it, or choose another --overlays.')
+    if foreign:
+        raise FileExistsError(f'{", ".join(foreign[:3])} was not written by this program; move it, or choose '
+                              'another --overlays.')
     return places
 
-
+# %% ../nbs/11_cli.ipynb #86e2b5d9
 def _facts(args, engine) -> dict:
     "Return what the result of a prediction depends on, apart from the frames."
-    words = {name: None if getattr(args, name) is None else str(getattr(args, name)) for name in ('csv', 'images', 'threshold', 'require_all', 'overlays', 'report', 'truth')}
-    return {'coding_vessels': __version__} | words | {'model': engine.file.name, 'weights': engine.source, 'engine': engine.name, 'precision': engine.precision}
+    words = {name: None if getattr(args, name) is None else str(getattr(args, name))
+             for name in ('csv', 'images', 'threshold', 'require_all', 'overlays', 'report', 'truth')}
+    return {'coding_vessels': __version__} | words | {'model': engine.file.name, 'weights': engine.source,
+                                                      'engine': engine.name, 'precision': engine.precision}
 
 
 def _finished(record: Path, facts: dict) -> bool:
@@ -251,14 +304,16 @@ def _finished(record: Path, facts: dict) -> bool:
     import json
     try: told = json.loads(record.read_text(encoding='utf-8'))
     except (OSError, ValueError): return False
-    return {name: told.get(name) for name in facts} == facts and all(path.exists() for path in _written(record))
+    return ({name: told.get(name) for name in facts} == facts
+            and all(path.exists() for path in _written(record)))
 
 
 def _write_record(file: Path, record: Path, facts: dict, made: list[Path]) -> None:
     "Write what a prediction was made with, and which files it wrote."
     import json
     files = sorted(os.path.relpath(path, record.parent) for path in made)
-    file.write_text(json.dumps(facts | {'files': files}, indent=1, ensure_ascii=True) + '\n', encoding='utf-8')
+    file.write_text(json.dumps(facts | {'files': files}, indent=1, ensure_ascii=True) + '\n',
+                    encoding='utf-8')
 
 # %% ../nbs/11_cli.ipynb #d3702ec1
 class _Report:
@@ -268,8 +323,11 @@ class _Report:
         if args.truth:
             from coding_vessels.evaluation import read_labels
             self.truth = read_labels(args.truth, truth=True)
-        missing = [study.index for study in studies if self.truth is not None and _canonical(study.index) not in self.truth.index]
-        if missing: raise ValueError(f'{args.truth} lacks patient {", ".join(missing[:5])}; add what is true of them, or leave --truth out.')
+        missing = [study.index for study in studies
+                   if self.truth is not None and _canonical(study.index) not in self.truth.index]
+        if missing:
+            raise ValueError(f'{args.truth} lacks patient {", ".join(missing[:5])}; add what is true of '
+                             'them, or leave --truth out.')
 
     def page(self, reading) -> dict:
         from coding_vessels.report import page_of
@@ -281,22 +339,30 @@ class _Report:
         from coding_vessels.prediction import Part, apply_threshold, tables_of
         from coding_vessels.report import write_report
         args, truth, record, curves = self.args, self.truth, None, None
-        pages, errors = Part(rows, 'page'), pd.concat([tables_of(row for row in rows if 'error' in row)['errors'], lost])
+        pages, errors = Part(rows, 'page'), pd.concat(
+            [tables_of(row for row in rows if 'error' in row)['errors'], lost])
         if truth is not None:
             from coding_vessels.evaluation import draw_curves, evaluate
-            probabilities = tables_of({name: row[name] for name in ('Index', 'probabilities')} for row in rows if 'error' not in row)['probabilities']
-            tables = [table.set_index(table.Index.map(_canonical)).drop(columns='Index') for table in (apply_threshold(probabilities, threshold), probabilities)]
+            probabilities = tables_of({name: row[name] for name in ('Index', 'probabilities')}
+                                      for row in rows if 'error' not in row)['probabilities']
+            tables = [table.set_index(table.Index.map(_canonical)).drop(columns='Index')
+                      for table in (apply_threshold(probabilities, threshold), probabilities)]
             truth = truth.loc[tables[0].index]
-            record, curves = evaluate(truth, *tables, cohort=_simulated(args.truth)), draw_curves(truth, tables[0])
-        facts = {'Program': f'coding_vessels {__version__}', 'Written': f'{date.today():%Y-%m-%d}', 'Patients': f'{args.csv}, frames in {args.images}',
-                 'Model': f'{self.engine.file.name}, run in {self.engine.name}; SHA-256 of the weights {self.engine.source[:16]}',
-                 'Trained on': 'the package\'s weights: simulated patients only' if not args.model else 'see settings.json in the folder of its run',
+            record, curves = (evaluate(truth, *tables, cohort=_simulated(args.truth)),
+                              draw_curves(truth, tables[0]))
+        facts = {'Program': f'coding_vessels {__version__}',
+                 'Written': f'{date.today():%Y-%m-%d}',
+                 'Patients': f'{args.csv}, frames in {args.images}',
+                 'Model': f'{self.engine.file.name}, run in {self.engine.name}; '
+                          f'SHA-256 of the weights {self.engine.source[:16]}',
+                 'Trained on': 'the package\'s weights: simulated patients only' if not args.model
+                               else 'see settings.json in the folder of its run',
                  'Left out': f'{errors.Index.nunique()} patients or files'}
         notices = [NOT_A_MEDICAL_DEVICE, *([] if args.model else [SIMULATED_ONLY])]
-        write_report(file, pages, f'Cerebral angiography of {len(pages)} patients', facts, notices, record, curves,
-                     errors[['Index', 'error']].itertuples(index=False), truth is not None)
+        write_report(file, pages, f'Cerebral angiography of {len(pages)} patients', facts, notices, record,
+                     curves, errors[['Index', 'error']].itertuples(index=False), truth is not None)
 
-
+# %% ../nbs/11_cli.ipynb #c1f7843b
 def _canonical(index: str) -> str:
     from coding_vessels.studies import canonical_index
     return canonical_index(index)
@@ -308,12 +374,16 @@ def _simulated(truth) -> Path | None:
 
 
 def evaluate(args) -> int:
-    "Print every figure of a prediction with its interval, beside the trivial predictor's; write scores.json and curves."
+    """Print every figure of a prediction with its interval, beside the trivial predictor's; write scores.json
+    and curves.
+    """
     import pandas as pd
     from coding_vessels import evaluation
-    if args.out and Path(args.out).is_file(): raise FileExistsError(f'{args.out} is a file; choose a folder.')
+    if args.out and Path(args.out).is_file():
+        raise FileExistsError(f'{args.out} is a file; choose a folder.')
     if args.out and Path(args.out).exists() and any(Path(args.out).iterdir()) and not args.overwrite:
-        raise FileExistsError(f'{args.out} exists and is not empty; choose another folder or add --overwrite.')
+        raise FileExistsError(f'{args.out} exists and is not empty; choose another folder or add '
+                              '--overwrite.')
     truth = evaluation.read_labels(args.truth, truth=True)
     tables = evaluation.read_prediction(args.output, args.probabilities)
     groups = evaluation.read_groups(args.groups) if args.groups else None
@@ -321,7 +391,9 @@ def evaluate(args) -> int:
     if args.compare:
         other = evaluation.read_prediction(args.compare)
         record['comparison'] = {'with': str(args.compare)} | evaluation.compare(truth, tables, other)
-    if args.readers: record['reader'] = evaluation.with_reader(truth, tables[0], evaluation.read_decisions(args.readers, tables[0]))
+    if args.readers:
+        record['reader'] = evaluation.with_reader(truth, tables[0],
+                                                  evaluation.read_decisions(args.readers, tables[0]))
     print(evaluation.describe(record))
     if args.out:
         made = evaluation.write_scores(record, args.out, evaluation.draw_curves(truth, tables[0]))
@@ -329,19 +401,22 @@ def evaluate(args) -> int:
     print(NOT_A_MEDICAL_DEVICE)
     return 0
 
-
+# %% ../nbs/11_cli.ipynb #3d58a6e4
 def demo(args) -> int:
     "Simulate a cohort, predict it with the shipped weights, score the prediction, and make a page to read."
     out = Path(args.out)
-    if out.exists() and any(out.iterdir()): raise FileExistsError(f'{out} exists and is not empty; choose another --out or remove it.')
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f'{out} exists and is not empty; choose another --out or remove it.')
     truth = out / 'cohort/groundtruth.csv'
     steps = [['simulate', out / 'cohort', '--patients', args.patients, '--seed', args.seed, '--size', 512],
-             ['predict', '--csv', out / 'cohort/test.csv', '--images', out / 'cohort', '--out', out / 'output.csv', '--report', out / 'report.html', '--truth', truth],
+             ['predict', '--csv', out / 'cohort/test.csv', '--images', out / 'cohort',
+              '--out', out / 'output.csv', '--report', out / 'report.html', '--truth', truth],
              ['evaluate', '--truth', truth, '--output', out / 'output.csv', '--out', out / 'scores']]
     for step in steps:
         print('$ coding_vessels', *step, flush=True)
         if status := main([str(word) for word in step]): return status
-    print(f'These patients are simulated, like those that the weights were trained on. Everything is in {out}/; open {out}/report.html.')
+    print('These patients are simulated, like those that the weights were trained on. '
+          f'Everything is in {out}/; open {out}/report.html.')
     return 0
 
 # %% ../nbs/11_cli.ipynb #5e02a9d4
@@ -358,73 +433,133 @@ def triage(args) -> int:
     order = risk.triage(folder, args.patients, args.findings)
     with whole(out) as beside: append_csv(beside(), order)
     print(f'{risk.describe_order(order)}\n{order.Index.nunique()} patients: {out}')
-    if errors.exists(): print(f'patients whom `predict` left out are not in the list: {errors}', file=sys.stderr)
+    if errors.exists():
+        print(f'patients whom `predict` left out are not in the list: {errors}', file=sys.stderr)
     return 3 if errors.exists() else 0
 
 # %% ../nbs/11_cli.ipynb #3e3ab64d
 def _parser() -> argparse.ArgumentParser:
     "Return the parser of all verbs."
-    parser = argparse.ArgumentParser('coding_vessels', description=f'Reads eight cerebral angiography frames a patient: is there an aneurysm, and where. {NOT_A_MEDICAL_DEVICE}')
+    parser = argparse.ArgumentParser(
+        'coding_vessels', description='Reads eight cerebral angiography frames a patient: is there an '
+                                      f'aneurysm, and where. {NOT_A_MEDICAL_DEVICE}')
     parser.add_argument('--version', action='version', version=__version__)
     verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
 
     def verb(function, *options):
-        command = verbs.add_parser(function.__name__.replace('_', '-'), help=function.__doc__, description=function.__doc__)
+        command = verbs.add_parser(function.__name__.replace('_', '-'), help=function.__doc__,
+                                   description=function.__doc__)
         command.set_defaults(function=function)
         for name, details in options: command.add_argument(name, **details)
 
-    csv, images = ('--csv', dict(required=True, help='table with one row a patient')), ('--images', dict(required=True, help='folder of the frames'))
+    csv, images = (('--csv', dict(required=True, help='table with one row a patient')),
+                   ('--images', dict(required=True, help='folder of the frames')))
     seed = ('--seed', dict(type=int, default=0, help='same seed, same result (default 0)'))
-    verb(simulate, ('out', dict(help='new folder')), ('--patients', dict(type=int, required=True)), seed,
+    verb(simulate, ('out', dict(help='new folder')),
+         ('--patients', dict(type=int, required=True)), seed,
          ('--size', dict(type=int, help='pixels of a square frame; by default the sizes of the real cohort')),
-         ('--preset', dict(default='kium', help='kium (default), flat-panel, image-intensifier, elderly, shifted, varied, training')),
+         ('--preset', dict(default='kium',
+                           help='kium (default), flat-panel, image-intensifier, elderly, shifted, varied, '
+                                'training')),
          ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')),
          ('--twins', dict(help='new folder for the same patients without their aneurysms')),
-         ('--film', dict(type=int, nargs='?', const=15, default=0, metavar='FRAMES', help='write X-ray angiography runs (DICOM) for import-dicom instead of single frames; of 15 frames each unless said otherwise')),
+         ('--film', dict(type=int, nargs='?', const=15, default=0, metavar='FRAMES',
+                         help='write X-ray angiography runs (DICOM) for import-dicom instead of single '
+                              'frames; of 15 frames each unless said otherwise')),
          ('--workers', dict(type=int, default=-1, help='processes; by default one a core')))
-    verb(project, ('files', dict(nargs='+', help='surfaces (.stl, .ply, .obj, .vtp), label volumes (.nii, .nii.gz), trees (.swc), in mm')),
-         ('--out', dict(required=True, help='new folder of the cohort')), ('--sacs', dict(help='CSV: file, location, and label, or x, y, z, diameter_mm (default: all healthy)')),
-         ('--inlets', dict(help='CSV: file, injection, x, y, z, for what is not found')), ('--twins', dict(help='new folder for the same patients without their labelled sacs')),
-         ('--axes', dict(default='LPS', help='where the axes of surfaces and trees point (default LPS: left, back, up)')),
-         ('--spacing', dict(type=float, default=0.3, help='mm, edge of the cubes for surfaces and volumes (default 0.3)')), seed,
+    verb(project, ('files', dict(nargs='+', help='surfaces (.stl, .ply, .obj, .vtp), label volumes (.nii, '
+                                                 '.nii.gz), trees (.swc), in mm')),
+         ('--out', dict(required=True, help='new folder of the cohort')),
+         ('--sacs', dict(help='CSV: file, location, and label, or x, y, z, diameter_mm (default: all '
+                              'healthy)')),
+         ('--inlets', dict(help='CSV: file, injection, x, y, z, for what is not found')),
+         ('--twins', dict(help='new folder for the same patients without their labelled sacs')),
+         ('--axes', dict(default='LPS',
+                         help='where the axes of surfaces and trees point (default LPS: left, back, up)')),
+         ('--spacing', dict(type=float, default=0.3,
+                            help='mm, edge of the cubes for surfaces and volumes (default 0.3)')), seed,
          ('--size', dict(type=int, help='pixels of a square frame; by default the sizes of the real cohort')),
-         ('--preset', dict(default='kium', help='the machine, as in simulate')), ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')),
+         ('--preset', dict(default='kium', help='the machine, as in simulate')),
+         ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')),
          ('--workers', dict(type=int, default=1, help='processes, about 2 GB each (default 1)')))
     verb(check, csv, images, ('--unlabelled', dict(action='store_true', help='the CSV needs no labels')))
-    verb(import_dicom, ('folder', dict(help='all files in it and below are tried')), ('--out', dict(required=True, help='new folder of the cohort')),
-         ('--key', dict(required=True, help='new CSV outside the cohort: which index was which patient and study')), ('--mapping', dict(help='CSV with file, Patient, view, and perhaps study, for what the files leave open')),
-         ('--projection', dict(choices=('filling', 'minimum'), default='filling', help='the frame in which the arteries are fullest (default), or the darkest value of each pixel')))
-    verb(train, csv, images, ('--preset', dict(choices=('vessel', 'kium', 'report', 'report-2023'), default='vessel', help='vessel: ours, a laptop; kium: ours with ResNet50, ImageNet, 720 px, a GPU; report: the network of the 2023 report, mended; report-2023: its recipe to the letter')),
-         ('--out', dict(required=True, help='run folder')), seed, ('--epochs', dict(type=int)), ('--batch-size', dict(type=int)),
-         ('--size', dict(type=int, help='pixels of the network\'s frames')), ('--resume', dict(action='store_true', help='go on with an interrupted run, or with more --epochs')),
-         ('--learning-rate', dict(type=float, help='highest learning rate (default: of the preset, a fifth of it with --start)')),
-         ('--weights', dict(help='file of ImageNet weights for ResNet50 without its top, from Keras (default: downloaded)')),
-         ('--precision', dict(choices=('auto', 'float32', 'bfloat16', 'float16'), help='auto (default): bfloat16 on a GPU that has it, float16 on an older one, float32 on the processor')),
-         ('--accumulate', dict(type=int, help='batches whose gradients make one step: a larger batch in no more memory')),
+    verb(import_dicom, ('folder', dict(help='all files in it and below are tried')),
+         ('--out', dict(required=True, help='new folder of the cohort')),
+         ('--key', dict(required=True,
+                        help='new CSV outside the cohort: which index was which patient and study')),
+         ('--mapping', dict(help='CSV with file, Patient, view, and perhaps study, for what the files leave '
+                                 'open')),
+         ('--projection', dict(choices=('filling', 'minimum'), default='filling',
+                               help='the frame in which the arteries are fullest (default), or the darkest '
+                                    'value of each pixel')))
+    verb(train, csv, images,
+         ('--preset', dict(choices=('vessel', 'kium', 'report', 'report-2023'), default='vessel',
+                           help='vessel: ours, a laptop; kium: ours with ResNet50, ImageNet, 720 px, a GPU; '
+                                'report: the network of the 2023 report, mended; report-2023: its recipe to '
+                                'the letter')),
+         ('--out', dict(required=True, help='run folder')), seed,
+         ('--epochs', dict(type=int)),
+         ('--batch-size', dict(type=int)),
+         ('--size', dict(type=int, help='pixels of the network\'s frames')),
+         ('--resume', dict(action='store_true', help='go on with an interrupted run, or with more --epochs')),
+         ('--learning-rate', dict(type=float, help='highest learning rate (default: of the preset, a fifth '
+                                                   'of it with --start)')),
+         ('--weights', dict(help='file of ImageNet weights for ResNet50 without its top, from Keras '
+                                 '(default: downloaded)')),
+         ('--precision', dict(choices=('auto', 'float32', 'bfloat16', 'float16'),
+                              help='auto (default): bfloat16 on a GPU that has it, float16 on an older one, '
+                                   'float32 on the processor')),
+         ('--accumulate', dict(type=int,
+                               help='batches whose gradients make one step: a larger batch in no more '
+                                    'memory')),
          ('--patience', dict(type=int, help='epochs without improvement before it stops')),
-         ('--validation', dict(help='CSV of other patients, to choose the epoch and to calibrate (default: 15 %% of the patients)')),
+         ('--validation', dict(help='CSV of other patients, to choose the epoch and to calibrate (default: '
+                                    '15 %% of the patients)')),
          ('--validation-images', dict(help='and the folder of their frames (default: --images)')),
-         ('--start', dict(help='fine-tune a trained model: a .keras file, or `shipped` for the weights of the package')))
-    verb(export, ('--model', dict(required=True, help='best.keras of a run')), ('--engine', dict(choices=('openvino', 'onnx'), default='openvino')),
-         ('--precision', dict(choices=('float32', 'bfloat16', 'int8'), default='float32', help='bfloat16 and int8 are faster and a little less exact')),
-         ('--csv', dict(help='for int8: studies to learn the ranges of values from (default: simulated ones)')), ('--images', dict(help='and their frames')), ('--overwrite', dict(action='store_true')))
-    verb(predict, csv, images, ('--out', dict(required=True, help='output.csv')), ('--model', dict(help='best.keras of a run (default: the shipped weights, which know simulated patients only)')),
-         ('--engine', dict(choices=('auto', 'keras', 'openvino', 'onnx'), default='auto', help='what computes; auto: OpenVINO where the model has been exported for it')),
-         ('--threshold', dict(type=float, help='a location is flagged from here (default: the model\'s own thresholds)')),
+         ('--start', dict(help='fine-tune a trained model: a .keras file, or `shipped` for the weights of '
+                               'the package')))
+    verb(export, ('--model', dict(required=True, help='best.keras of a run')),
+         ('--engine', dict(choices=('openvino', 'onnx'), default='openvino')),
+         ('--precision', dict(choices=('float32', 'bfloat16', 'int8'), default='float32',
+                              help='bfloat16 and int8 are faster and a little less exact')),
+         ('--csv', dict(help='for int8: studies to learn the ranges of values from (default: simulated '
+                              'ones)')),
+         ('--images', dict(help='and their frames')),
+         ('--overwrite', dict(action='store_true')))
+    verb(predict, csv, images, ('--out', dict(required=True, help='output.csv')),
+         ('--model', dict(help='best.keras of a run (default: the shipped weights, which know simulated '
+                               'patients only)')),
+         ('--engine', dict(choices=('auto', 'keras', 'openvino', 'onnx'), default='auto',
+                           help='what computes; auto: OpenVINO where the model has been exported for it')),
+         ('--threshold', dict(type=float,
+                              help='a location is flagged from here (default: the model\'s own thresholds)')),
          ('--overlays', dict(help='folder for pictures of where the network looked')),
-         ('--require-all', dict(action='store_true', help='leave out studies that lack one of the eight views')), ('--report', dict(help='an HTML page to read')),
-         ('--truth', dict(help='true labels for the page: its scores are shown')), ('--overwrite', dict(action='store_true')),
-         ('--resume', dict(action='store_true', help='go on where a call with the same words was killed')), ('--workers', dict(type=int, help='studies read at the same time (default: one a core, 8 at most)')))
+         ('--require-all', dict(action='store_true',
+                                help='leave out studies that lack one of the eight views')),
+         ('--report', dict(help='an HTML page to read')),
+         ('--truth', dict(help='true labels for the page: its scores are shown')),
+         ('--overwrite', dict(action='store_true')),
+         ('--resume', dict(action='store_true', help='go on where a call with the same words was killed')),
+         ('--workers', dict(type=int, help='studies read at the same time (default: one a core, 8 at most)')))
     verb(triage, ('folder', dict(help='where `predict` wrote output.csv and probabilities.csv')),
-         ('--patients', dict(required=True, help='CSV: Index, and any of age, sex, hypertension, earlier_sah, population, smoking')),
-         ('--findings', dict(help='CSV of what a reader found: Index, reason, and any of location, size_mm, irregular; replaces what was flagged')),
-         ('--out', dict(help='the list (default: triage.csv in the folder)')), ('--overwrite', dict(action='store_true')))
-    verb(evaluate, ('--truth', dict(required=True, help='groundtruth.csv')), ('--output', dict(required=True, help='output.csv')),
-         ('--probabilities', dict(help='probabilities of the locations (default: probabilities.csv beside the output, if it is there)')),
+         ('--patients', dict(required=True, help='CSV: Index, and any of age, sex, hypertension, '
+                                                 'earlier_sah, population, smoking')),
+         ('--findings', dict(help='CSV of what a reader found: Index, reason, and any of location, size_mm, '
+                                  'irregular; replaces what was flagged')),
+         ('--out', dict(help='the list (default: triage.csv in the folder)')),
+         ('--overwrite', dict(action='store_true')))
+    verb(evaluate, ('--truth', dict(required=True, help='groundtruth.csv')),
+         ('--output', dict(required=True, help='output.csv')),
+         ('--probabilities', dict(help='probabilities of the locations (default: probabilities.csv beside '
+                                       'the output, if it is there)')),
          ('--readers', dict(help='what a reader thought: the CSV that the report page saves')),
-         ('--compare', dict(help='another output.csv for the same patients')), ('--groups', dict(help='CSV with Index and a column for each division of the patients, such as scanner')),
-         ('--out', dict(help='folder for scores.json and the curves')), ('--overwrite', dict(action='store_true')))
-    verb(demo, ('--out', dict(default='coding_vessels_demo', help='new folder (default coding_vessels_demo)')), seed,
+         ('--compare', dict(help='another output.csv for the same patients')),
+         ('--groups', dict(help='CSV with Index and a column for each division of the patients, such as '
+                                'scanner')),
+         ('--out', dict(help='folder for scores.json and the curves')),
+         ('--overwrite', dict(action='store_true')))
+    verb(demo, ('--out', dict(default='coding_vessels_demo',
+                              help='new folder (default coding_vessels_demo)')), seed,
          ('--patients', dict(type=int, default=80, help='to simulate (default 80)')))
     return parser
 
@@ -432,19 +567,24 @@ def _parser() -> argparse.ArgumentParser:
 def main(words: list[str] | None = None) -> int:
     "Run one verb and return its exit status; a mistake gives one sentence and status 1."
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')          # a terminal without Korean letters
+        # a terminal without Korean letters
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     args = _parser().parse_args(words)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     try: return args.function(args)
     except (ValueError, OSError, MemoryError) as error:
         full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        sentence = f'{error.filename or getattr(args, "out", "a file")} cannot be written, the disk is full; free some space and try again.' if full else error
+        sentence = (f'{error.filename or getattr(args, "out", "a file")} cannot be written, the disk is '
+                    'full; free some space and try again.' if full else error)
         print(f'coding_vessels {args.verb}: {sentence}', file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         if error.name.startswith('coding_vessels'): raise
-        print(f'coding_vessels {args.verb}: {error.name} is not installed; `pip install coding_vessels` brings everything.', file=sys.stderr)
+        print(f'coding_vessels {args.verb}: {error.name} is not installed; '
+              '`pip install coding_vessels` brings everything.', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f'coding_vessels {args.verb}: interrupted{"; the same command with --resume goes on" if args.verb in ("train", "predict") else ""}.', file=sys.stderr)
+        print(f'coding_vessels {args.verb}: interrupted'
+              f'{"; the same command with --resume goes on" if args.verb in ("train", "predict") else ""}.',
+              file=sys.stderr)
         return 130
