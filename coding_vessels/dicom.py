@@ -111,14 +111,25 @@ def grey_frames(dataset) -> np.ndarray:
     return 255 - grey if dataset.PhotometricInterpretation == 'MONOCHROME1' else grey
 
 # %% ../nbs/02a_dicom.ipynb #a9fae5c1
+def _thin_and_dark(frame: np.ndarray) -> np.ndarray:
+    "Return how much darker each pixel of a frame is than what surrounds thin structures; 320 pixels high."
+    width = round(320 * frame.shape[1] / frame.shape[0])
+    if frame.shape[0] > 320: frame = cv2.resize(frame, (width, 320), interpolation=cv2.INTER_AREA)
+    wider = np.ones((max(3, frame.shape[0] // 40 | 1),) * 2, np.uint8)
+    return cv2.morphologyEx(cv2.GaussianBlur(frame, (0, 0), frame.shape[0] / 700), cv2.MORPH_BLACKHAT, wider)
+
+
 def best_number(frames: np.ndarray) -> int:
-    """Return the number of the frame, of (frames, height, width), uint8,
-    with the most dark structures that are as thin as arteries.
+    """Return the number of the frame, of (frames, height, width), uint8, in which the arteries are fullest.
+
+    They are what is thin and more than five times as dark as the mean of the calmest frame. It is their first
+    peak; one counts from nine tenths of the highest.
     """
-    height = frames.shape[1]
-    wider = np.ones((max(3, height // 40 | 1),) * 2, np.uint8)
-    calm = (cv2.GaussianBlur(frame, (0, 0), height / 700) for frame in frames)
-    return int(np.argmax([cv2.morphologyEx(frame, cv2.MORPH_BLACKHAT, wider).mean() for frame in calm]))
+    thin = [_thin_and_dark(frame) for frame in frames]
+    floor = min(5 * float(one.mean()) for one in thin)
+    filling = np.array([np.maximum(one - floor, 0).mean() for one in thin])
+    falls = np.append(filling[1:] <= filling[:-1], True)
+    return int(np.argmax(falls & (filling >= 0.9 * filling.max())))
 
 
 def best_frame(frames: np.ndarray, projection: str = 'filling') -> np.ndarray:

@@ -240,6 +240,15 @@ def test_demo_cohort_is_what_its_command_writes(command, tmp_path):
         assert np.abs(ours - theirs).mean() < 1, path.name
 
 
+def test_simulates_twins(command, tmp_path):
+    done = command("simulate", tmp_path / "c", "--patients", 3, "--size", 128, "--seed", 4, "--twins", tmp_path / "healthy")
+    assert done.returncode == 0 and f"the same without their aneurysms: {tmp_path / 'healthy'}" in done.stdout
+    ill, well = (pd.read_csv(tmp_path / name / "groundtruth.csv") for name in ("c", "healthy"))
+    assert ill.Aneurysm.sum() and not well.iloc[:, 1:].to_numpy().sum() and (ill.Index == well.Index).all()
+    done = command("simulate", tmp_path / "d", "--patients", 3, "--twins", tmp_path / "healthy")
+    assert done.returncode == 2 and "is not an empty folder" in done.stderr and not (tmp_path / "d").exists()
+
+
 def test_a_killed_run_resumes(command, tmp_path):
     """SIGKILL after the second epoch; the resumed run has every epoch once, and resuming a finished run trains nothing."""
     assert command("simulate", tmp_path / "c", "--patients", 12, "--size", 96).returncode == 0
