@@ -246,7 +246,7 @@ def test_simulates_twins(command, tmp_path):
     ill, well = (pd.read_csv(tmp_path / name / "groundtruth.csv") for name in ("c", "healthy"))
     assert ill.Aneurysm.sum() and not well.iloc[:, 1:].to_numpy().sum() and (ill.Index == well.Index).all()
     done = command("simulate", tmp_path / "d", "--patients", 3, "--twins", tmp_path / "healthy")
-    assert done.returncode == 2 and "is not an empty folder" in done.stderr and not (tmp_path / "d").exists()
+    assert done.returncode == 1 and "is not an empty folder" in done.stderr and not (tmp_path / "d").exists()
 
 
 def test_a_killed_run_resumes(command, tmp_path):
