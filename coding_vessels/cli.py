@@ -377,7 +377,6 @@ def evaluate(args) -> int:
     """Print every figure of a prediction with its interval, beside the trivial predictor's; write scores.json
     and curves.
     """
-    import pandas as pd
     from coding_vessels import evaluation
     if args.out and Path(args.out).is_file():
         raise FileExistsError(f'{args.out} is a file; choose a folder.')

@@ -27,7 +27,7 @@ import tensorflow as tf
 from coding_vessels import __version__
 from coding_vessels.batches import Augmentation, draw_pairs, phantom_batches, square_batches
 from coding_vessels.engines import SHIPPED, export_model
-from coding_vessels.model import ViewEmbedding, closer_look, load_model, vessel_model
+from coding_vessels.model import closer_look, load_model, vessel_model
 from coding_vessels.phantom import PRESETS, write_cohort
 from coding_vessels.preprocessing import Preprocessing
 from coding_vessels.studies import read_cohort

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.interpolate import splev, splprep
 
-from coding_vessels.arteries import arc_length, draw_vessels, resample
+from coding_vessels.arteries import draw_vessels, resample
 
 
 def smoothed(path, noise=0.3):

@@ -1,7 +1,6 @@
 """What `predict` writes is all old or all new, whenever it is killed, and a killed call goes on where it stopped."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from coding_vessels.files import settle
 from coding_vessels.phantom import write_cohort
 
 PROGRAM = """
