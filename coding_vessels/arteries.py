@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -152,6 +152,7 @@ class Population:
     calibre: tuple[float, float] = (0.8, 1.02)      # * diameters, as a share of the published ones
     uneven: tuple[float, float] = (0.02, 0.08)      # * how much a vessel's calibre varies along its way
     plaques: float = 0.15                           # per patient: narrowed and widened stretches
+    stumps: tuple[float, float] = (0.0, 0.0)        # * share of small arteries that end after some mm
     external: float = 0.15                          # branches of the external carotid fill as well
     clipped: float = 0.04                           # per patient: a metal clip from an earlier operation
 
@@ -687,6 +688,33 @@ def _roughen(vessels, population: Population, rng: np.random.Generator) -> None:
         vessel.radii = vessel.radii * calibre * np.exp(np.clip(change, -0.7, 0.35))
         vessel.hidden *= calibre
 
+# %% ../nbs/01_arteries.ipynb #1cfbdee9
+_TRUNKS = {'neck', 'ICA', 'VA_neck', 'VA', 'M1', 'A1', 'P1'}
+_HOMES = {'A2': 'ACA', 'P2': 'PCA', 'M2': 'MCA', 'M3': 'MCA'}      # whose location an artery's aneurysm has
+
+
+def _stays(name: str, spared: set[str]) -> bool:
+    "Return whether an artery is a trunk, or has an aneurysm, or has one of its branches' aneurysms."
+    kind = name[2:].split('.')[0]
+    home = f'{name[0]}_{_HOMES.get(kind[:2], kind)}'
+    return name in ('BA', 'ACOM') or kind in _TRUNKS or ('.' not in name and home in spared)
+
+
+def _cut_short(vessels: dict[str, Vessel], population: Population, spared: set[str],
+               rng: np.random.Generator) -> dict[str, Vessel]:
+    "Return the vessels, some small ones of them only as stumps, without what hangs on the missing parts."
+    share, gone = rng.uniform(*population.stumps), []
+    left = {}
+    for name, vessel in vessels.items():
+        if name.startswith(tuple(gone)): continue
+        left[name] = vessel
+        if rng.random() >= share or _stays(name, spared): continue
+        last = max(3, math.ceil((vessel.hidden + 1.5 + rng.exponential(6)) / vessel.spacing))
+        if last >= len(vessel.points): continue
+        left[name] = replace(vessel, points=vessel.points[:last], radii=vessel.radii[:last])
+        gone += [f'{name}.', *[name.replace('M2', 'M3') + '_'] * ('_M2_' in name)]
+    return left
+
 # %% ../nbs/01_arteries.ipynb #41859fd5
 def _junctions(tops: dict, a1_lengths: dict, acom_length: float,
                rng: np.random.Generator) -> dict[int, np.ndarray]:
@@ -768,4 +796,5 @@ def draw_vessels(rng: np.random.Generator, population: Population = Population()
     named |= _named(_draw_back(named, population, spared, winding, rng))
     for side in (1, -1): named |= _named(_draw_vertebral(side, named['BA'], population, winding, rng))
     _roughen(named.values(), population, rng)
-    return named | _named(_draw_cortex(named, rng, generations) if generations else [])
+    named |= _named(_draw_cortex(named, rng, generations) if generations else [])
+    return _cut_short(named, population, spared, rng.spawn(1)[0])

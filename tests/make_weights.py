@@ -35,7 +35,7 @@ from coding_vessels.training import calibrate, label_loss, look_loss, map_loss, 
 
 ALONE = {"pairs": 2400, "uses": 3, "rate": 2e-3, "epochs": 8}      # for the closer look; `uses` is batches a pair
 WHOLE = {"pairs": 2400, "uses": 2, "rate": 8e-4, "epochs": 12}     # for the network
-SETTLED = {"pairs": 4000, "uses": 2, "rate": 4e-4, "epochs": 16}   # for the network with the means that prediction has
+SETTLED = {"pairs": 1000, "uses": 2, "rate": 3e-4, "epochs": 5}   # for the network with the means that prediction has
 MEANS = 60                                                         # pairs for these means
 CALIBRATION = "varied", 1200, 801                                  # preset, patients, seed
 SQUARE = {"suspicion": suspicion_loss, "mask": mask_loss}
