@@ -5,9 +5,10 @@
 Draws patients as they are needed. From nothing, the closer look learns alone first, from squares with an aneurysm and without it,
 then the whole network; `--start` takes a trained model, with or without masks, instead of these two stages. Squares, whole
 studies and studies with hidden views differ in their means, and prediction has only one set of them: so the means of batch
-normalisation are then taken from whole studies and kept, and the network learns on with them. Calibrates on others with natural
-frequencies, and writes the shipped files. RUN keeps what is done; an interrupted call goes on. `--share 0.01` is a trial with a
-hundredth of the steps and the patients. Convolutions are computed in bfloat16 where the processor can.
+normalisation are then taken from whole studies and kept, and the network learns on with them. One epoch's weights differ from the
+next one's; the mean of two is steadier, and ships. Calibrates on others with natural frequencies, and writes the shipped files.
+RUN keeps what is done; an interrupted call goes on. `--share 0.01` is a trial with a hundredth of the steps and the patients.
+Convolutions are computed in bfloat16 where the processor can.
 """
 
 import argparse
@@ -37,6 +38,7 @@ ALONE = {"pairs": 2400, "uses": 3, "rate": 2e-3, "epochs": 8}      # for the clo
 WHOLE = {"pairs": 2400, "uses": 2, "rate": 8e-4, "epochs": 12}     # for the network
 SETTLED = {"pairs": 1000, "uses": 2, "rate": 3e-4, "epochs": 5}   # for the network with the means that prediction has
 MEANS = 60                                                         # pairs for these means
+AVERAGED = 1, 4                                                    # epochs of the last stage whose weights' mean ships
 CALIBRATION = "varied", 1200, 801                                  # preset, patients, seed
 SQUARE = {"suspicion": suspicion_loss, "mask": mask_loss}
 
@@ -135,6 +137,7 @@ class Keep(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.network.save(self.run / "last.keras")
+        self.network.save(self.run / f"{self.stage}-{epoch}.keras")
         with open(self.run / "history.jsonl", "a") as lines:
             figures = {name: round(float(value), 4) for name, value in logs.items()}
             lines.write(json.dumps({"stage": self.stage, "epoch": epoch, **figures}) + "\n")
@@ -191,6 +194,8 @@ if __name__ == "__main__":
     learn(model, trainer, losses, shares, partial(studies, 1003, SETTLED["uses"]), SETTLED, args.run, "settled", args.share)
 
     half_the_bits(False)
+    kept = [load_model(args.run / f"settled-{epoch}.keras").get_weights() for epoch in AVERAGED]
+    model.set_weights([np.mean(weights, axis=0) for weights in zip(*kept)])
     # Kernels in half precision: the file is half the size.
     model.set_weights([w.astype(np.float16).astype(w.dtype) if w.ndim > 1 else w for w in model.get_weights()])
     preset, count, seed = CALIBRATION
