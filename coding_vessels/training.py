@@ -199,22 +199,23 @@ def _wiring(model: keras.Model) -> list:
     return [(type(layer).__name__, shapes(layer)) for layer in model.layers]
 
 
-def _made(settings: Settings) -> keras.Model:
+def _made(settings: Settings, masks: bool) -> keras.Model:
     "Return the network of the settings, untrained."
     if settings.model == 'vessel':
-        return vessel_model(settings.preprocessing, settings.backbone, settings.weights, settings.without)
+        return vessel_model(settings.preprocessing, settings.backbone, settings.weights, settings.without,
+                            masks)
     faithful = settings.model == 'report 2023'
     return report_model(settings.preprocessing, settings.weights, faithful, settings.backbone)
 
 
-def _made_in_precision(settings: Settings) -> keras.Model:
+def _made_in_precision(settings: Settings, masks: bool = False) -> keras.Model:
     "Return the network of the settings, untrained, made to compute in their precision."
     if settings.model not in ('vessel', 'report', 'report 2023'):
         raise ValueError(f"'{settings.model}' is no network; use 'vessel', 'report' or 'report 2023'.")
     precision = find_device()[1] if settings.precision == 'auto' else settings.precision
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(PRECISIONS[precision])
-    try: return _made(settings)
+    try: return _made(settings, masks)
     except Exception as error:                        # Keras raises a bare one if the download fails
         if settings.weights is None or isinstance(error, ValueError) and 'pixels' in str(error): raise
         if settings.weights == 'imagenet': mend = 'their first use needs the internet, or give a file of them'
@@ -225,6 +226,20 @@ def _made_in_precision(settings: Settings) -> keras.Model:
 
 
 # %% ../nbs/07_training.ipynb #1f9c44ab
+def _norms(layer) -> list:
+    "Return the batch normalisations inside a layer or a network."
+    if isinstance(layer, keras.layers.BatchNormalization): return [layer]
+    inside = [*getattr(layer, 'layers', ()), *([layer.layer] if hasattr(layer, 'layer') else ())]
+    return [norm for one in inside for norm in _norms(one)]
+
+
+def _made_like(model: keras.Model, settings: Settings) -> keras.Model:
+    "Return a network of the settings, untrained, with masks and fixed means if `model` has them."
+    new = _made_in_precision(settings, 'masks' in model.output)
+    for mine, known in zip(_norms(new), _norms(model)): mine.trainable = known.trainable
+    return new
+
+
 def build_model(settings: Settings) -> keras.Model:
     "Return the network of the settings, untrained or as it was trained before."
     if not settings.start: return _made_in_precision(settings)
@@ -232,7 +247,7 @@ def build_model(settings: Settings) -> keras.Model:
     if preprocessing_of(trained) != settings.preprocessing:
         raise ValueError(f'{settings.start} was trained with other frames; '
                          'give the settings preprocessing_of(model).')
-    new = _made_in_precision(settings)
+    new = _made_like(trained, settings)
     if _wiring(trained) != _wiring(new):
         raise ValueError(f"{settings.start} is another network than '{settings.model}' with the backbone "
                          f"'{settings.backbone}'; give the preset that it was trained with.")
@@ -634,7 +649,7 @@ def _run(model: keras.Model, parts: list[list[Study]], settings: Settings, out: 
     studies, validation = parts
     learner = compile_model(model, studies, schedule(settings, len(studies)), settings)
     with enough_memory(settings): weights = _fit(learner, studies, validation, settings, out, cache, verbose)
-    best = build_model(replace(settings, start=None, weights=None, precision='float32'))
+    best = _made_like(model, replace(settings, weights=None, precision='float32'))
     best.set_weights(weights)
     calibrate(best, validation, settings.batch_size, cache)
     with whole(out / 'best.keras') as beside: best.save(beside())

@@ -118,9 +118,10 @@ def test_demo_small(command, tmp_path):
     assert len(positions.groupby(["Index", "location"])) > 3
     record = json.loads((tmp_path / "demo/scores/scores.json").read_text())
     assert f"{record['figures']['AUROC']['score']:.3f}</td>" in (tmp_path / "demo/report.html").read_text() and record["sizes"]
-    from coding_vessels.evaluation import auroc, read_labels
-
-    assert auroc(read_labels(tmp_path / "demo/cohort/groundtruth.csv"), read_labels(tmp_path / "demo/output.csv")) > 0.8
+    published = json.loads((ROOT / "coding_vessels/assets/scores.json").read_text())["test"]  # of 500 other patients
+    for name in ("AUROC", "pooled location AUROC"):
+        found = record["figures"][name]
+        assert 0.5 < found["low"] < published[name]["score"] < found["high"], name
     again = command("demo", "--out", tmp_path / "demo")
     assert again.returncode == 1 and "is not empty" in again.stderr
 
@@ -133,6 +134,7 @@ def test_fine_tunes_the_shipped_weights(command, tmp_path):
     words = ["--csv", tmp_path / "c/groundtruth.csv", "--images", tmp_path / "c"]
     done = command("train", *words, "--start", "shipped", "--epochs", 1, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr[-2000:]
+    assert pd.read_csv(tmp_path / "run/history.csv").loss[0] < 5  # not the hundred of means that the weights don't know
     done = command("predict", *words, "--model", tmp_path / "run/best.keras", "--out", tmp_path / "output.csv")
     assert done.returncode == 0 and len(pd.read_csv(tmp_path / "output.csv")) == 8
 
