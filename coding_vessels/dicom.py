@@ -112,7 +112,7 @@ def grey_frames(dataset) -> np.ndarray:
 
 # %% ../nbs/02a_dicom.ipynb #a9fae5c1
 def _thin_and_dark(frame: np.ndarray) -> np.ndarray:
-    "Return how much darker each pixel of a frame is than what surrounds thin structures; 320 pixels high."
+    "Return how far a frame's thin dark structures stand out, in grey levels; it is 320 pixels high at most."
     width = round(320 * frame.shape[1] / frame.shape[0])
     if frame.shape[0] > 320: frame = cv2.resize(frame, (width, 320), interpolation=cv2.INTER_AREA)
     wider = np.ones((max(3, frame.shape[0] // 40 | 1),) * 2, np.uint8)

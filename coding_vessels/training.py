@@ -649,7 +649,8 @@ def _run(model: keras.Model, parts: list[list[Study]], settings: Settings, out: 
     studies, validation = parts
     learner = compile_model(model, studies, schedule(settings, len(studies)), settings)
     with enough_memory(settings): weights = _fit(learner, studies, validation, settings, out, cache, verbose)
-    best = build_model(replace(settings, weights=None, precision='float32'))
+    whole_precision = replace(settings, weights=None, precision='float32')
+    best = model if settings.precision == 'float32' else _made_like(model, whole_precision)
     best.set_weights(weights)
     calibrate(best, validation, settings.batch_size, cache)
     with whole(out / 'best.keras') as beside: best.save(beside())

@@ -32,6 +32,7 @@ from coding_vessels.model import closer_look, load_model, vessel_model
 from coding_vessels.phantom import PRESETS, write_cohort
 from coding_vessels.preprocessing import Preprocessing
 from coding_vessels.studies import read_cohort
+from coding_vessels.training import _norms as norms
 from coding_vessels.training import calibrate, label_loss, look_loss, map_loss, mask_loss, suspicion_loss
 
 ALONE = {"pairs": 2400, "uses": 3, "rate": 2e-3, "epochs": 8}      # for the closer look; `uses` is batches a pair
@@ -107,14 +108,6 @@ def stream(batches, model, first, last):
     inputs = {one.name: tf.TensorSpec((None, *one.shape[1:]), one.dtype) for one in model.inputs}
     signature = inputs if len(inputs) > 1 else inputs["square"], {name: tf.TensorSpec(shape) for name, shape in answers.items()}
     return tf.data.Dataset.from_generator(lambda: batches(first, last + 9), output_signature=signature).prefetch(2)
-
-
-def norms(layer):
-    """Return the batch normalisations inside a layer or a network."""
-    if isinstance(layer, keras.layers.BatchNormalization):
-        return [layer]
-    inside = [*getattr(layer, "layers", ()), *([layer.layer] if hasattr(layer, "layer") else ())]
-    return [norm for one in inside for norm in norms(one)]
 
 
 def settle(network, pairs):
