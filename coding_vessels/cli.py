@@ -436,26 +436,16 @@ def triage(args) -> int:
         print(f'patients whom `predict` left out are not in the list: {errors}', file=sys.stderr)
     return 3 if errors.exists() else 0
 
-# %% ../nbs/11_cli.ipynb #3e3ab64d
-def _parser() -> argparse.ArgumentParser:
-    "Return the parser of all verbs."
-    parser = argparse.ArgumentParser(
-        'coding_vessels', description='Reads eight cerebral angiography frames a patient: is there an '
-                                      f'aneurysm, and where. {NOT_A_MEDICAL_DEVICE}')
-    parser.add_argument('--version', action='version', version=__version__)
-    verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+# %% ../nbs/11_cli.ipynb #7305dec1
+_CSV = '--csv', dict(required=True, help='table with one row a patient')
+_IMAGES = '--images', dict(required=True, help='folder of the frames')
+_SEED = '--seed', dict(type=int, default=0, help='same seed, same result (default 0)')
 
-    def verb(function, *options):
-        command = verbs.add_parser(function.__name__.replace('_', '-'), help=function.__doc__,
-                                   description=function.__doc__)
-        command.set_defaults(function=function)
-        for name, details in options: command.add_argument(name, **details)
 
-    csv, images = (('--csv', dict(required=True, help='table with one row a patient')),
-                   ('--images', dict(required=True, help='folder of the frames')))
-    seed = ('--seed', dict(type=int, default=0, help='same seed, same result (default 0)'))
+def _add_simulated(verb) -> None:
+    "Add the verbs that make patients."
     verb(simulate, ('out', dict(help='new folder')),
-         ('--patients', dict(type=int, required=True)), seed,
+         ('--patients', dict(type=int, required=True)), _SEED,
          ('--size', dict(type=int, help='pixels of a square frame; by default the sizes of the real cohort')),
          ('--preset', dict(default='kium',
                            help='kium (default), flat-panel, image-intensifier, elderly, shifted, varied, '
@@ -476,12 +466,16 @@ def _parser() -> argparse.ArgumentParser:
          ('--axes', dict(default='LPS',
                          help='where the axes of surfaces and trees point (default LPS: left, back, up)')),
          ('--spacing', dict(type=float, default=0.3,
-                            help='mm, edge of the cubes for surfaces and volumes (default 0.3)')), seed,
+                            help='mm, edge of the cubes for surfaces and volumes (default 0.3)')), _SEED,
          ('--size', dict(type=int, help='pixels of a square frame; by default the sizes of the real cohort')),
          ('--preset', dict(default='kium', help='the machine, as in simulate')),
          ('--masks', dict(action='store_true', help='write vessel and aneurysm masks too')),
          ('--workers', dict(type=int, default=1, help='processes, about 2 GB each (default 1)')))
-    verb(check, csv, images, ('--unlabelled', dict(action='store_true', help='the CSV needs no labels')))
+
+# %% ../nbs/11_cli.ipynb #440424ee
+def _add_cohorts(verb) -> None:
+    "Add the verbs that read cohorts."
+    verb(check, _CSV, _IMAGES, ('--unlabelled', dict(action='store_true', help='the CSV needs no labels')))
     verb(import_dicom, ('folder', dict(help='all files in it and below are tried')),
          ('--out', dict(required=True, help='new folder of the cohort')),
          ('--key', dict(required=True,
@@ -491,12 +485,16 @@ def _parser() -> argparse.ArgumentParser:
          ('--projection', dict(choices=('filling', 'minimum'), default='filling',
                                help='the frame in which the arteries are fullest (default), or the darkest '
                                     'value of each pixel')))
-    verb(train, csv, images,
+
+# %% ../nbs/11_cli.ipynb #30f4e434
+def _add_training(verb) -> None:
+    "Add the verbs that make networks."
+    verb(train, _CSV, _IMAGES,
          ('--preset', dict(choices=('vessel', 'kium', 'report', 'report-2023'), default='vessel',
                            help='vessel: ours, a laptop; kium: ours with ResNet50, ImageNet, 720 px, a GPU; '
                                 'report: the network of the 2023 report, mended; report-2023: its recipe to '
                                 'the letter')),
-         ('--out', dict(required=True, help='run folder')), seed,
+         ('--out', dict(required=True, help='run folder')), _SEED,
          ('--epochs', dict(type=int)),
          ('--batch-size', dict(type=int)),
          ('--size', dict(type=int, help='pixels of the network\'s frames')),
@@ -525,7 +523,11 @@ def _parser() -> argparse.ArgumentParser:
                               'ones)')),
          ('--images', dict(help='and their frames')),
          ('--overwrite', dict(action='store_true')))
-    verb(predict, csv, images, ('--out', dict(required=True, help='output.csv')),
+
+# %% ../nbs/11_cli.ipynb #3461235a
+def _add_reading(verb) -> None:
+    "Add the verbs that read patients."
+    verb(predict, _CSV, _IMAGES, ('--out', dict(required=True, help='output.csv')),
          ('--model', dict(help='best.keras of a run (default: the shipped weights, which know simulated '
                                'patients only)')),
          ('--engine', dict(choices=('auto', 'keras', 'openvino', 'onnx'), default='auto',
@@ -547,6 +549,10 @@ def _parser() -> argparse.ArgumentParser:
                                   'irregular; replaces what was flagged')),
          ('--out', dict(help='the list (default: triage.csv in the folder)')),
          ('--overwrite', dict(action='store_true')))
+
+# %% ../nbs/11_cli.ipynb #47baf12c
+def _add_scoring(verb) -> None:
+    "Add the verbs that score and show."
     verb(evaluate, ('--truth', dict(required=True, help='groundtruth.csv')),
          ('--output', dict(required=True, help='output.csv')),
          ('--probabilities', dict(help='probabilities of the locations (default: probabilities.csv beside '
@@ -558,8 +564,25 @@ def _parser() -> argparse.ArgumentParser:
          ('--out', dict(help='folder for scores.json and the curves')),
          ('--overwrite', dict(action='store_true')))
     verb(demo, ('--out', dict(default='coding_vessels_demo',
-                              help='new folder (default coding_vessels_demo)')), seed,
+                              help='new folder (default coding_vessels_demo)')), _SEED,
          ('--patients', dict(type=int, default=80, help='to simulate (default 80)')))
+
+# %% ../nbs/11_cli.ipynb #3e3ab64d
+def _parser() -> argparse.ArgumentParser:
+    "Return the parser of all verbs."
+    parser = argparse.ArgumentParser(
+        'coding_vessels', description='Reads eight cerebral angiography frames a patient: is there an '
+                                      f'aneurysm, and where. {NOT_A_MEDICAL_DEVICE}')
+    parser.add_argument('--version', action='version', version=__version__)
+    verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+
+    def verb(function, *options):
+        command = verbs.add_parser(function.__name__.replace('_', '-'), help=function.__doc__,
+                                   description=function.__doc__)
+        command.set_defaults(function=function)
+        for name, details in options: command.add_argument(name, **details)
+
+    for add in (_add_simulated, _add_cohorts, _add_training, _add_reading, _add_scoring): add(verb)
     return parser
 
 # %% ../nbs/11_cli.ipynb #c63c9a88
