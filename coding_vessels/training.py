@@ -233,13 +233,6 @@ def _norms(layer) -> list:
     return [norm for one in inside for norm in _norms(one)]
 
 
-def _made_like(model: keras.Model, settings: Settings) -> keras.Model:
-    "Return a network of the settings, untrained, with masks and fixed means if `model` has them."
-    new = _made_in_precision(settings, 'masks' in model.output)
-    for mine, known in zip(_norms(new), _norms(model)): mine.trainable = known.trainable
-    return new
-
-
 def build_model(settings: Settings) -> keras.Model:
     "Return the network of the settings, untrained or as it was trained before."
     if not settings.start: return _made_in_precision(settings)
@@ -247,11 +240,12 @@ def build_model(settings: Settings) -> keras.Model:
     if preprocessing_of(trained) != settings.preprocessing:
         raise ValueError(f'{settings.start} was trained with other frames; '
                          'give the settings preprocessing_of(model).')
-    new = _made_like(trained, settings)
+    new = _made_in_precision(settings, 'masks' in trained.output)
     if _wiring(trained) != _wiring(new):
         raise ValueError(f"{settings.start} is another network than '{settings.model}' with the backbone "
                          f"'{settings.backbone}'; give the preset that it was trained with.")
     new.set_weights(trained.get_weights())
+    for mine, known in zip(_norms(new), _norms(trained)): mine.trainable = known.trainable
     return new
 
 
@@ -647,10 +641,10 @@ def _for_device(settings: Settings, parts: list[list[Study]], verbose: bool) -> 
 def _run(model: keras.Model, parts: list[list[Study]], settings: Settings, out: Path, cache, verbose) -> None:
     "Train, calibrate, and write best.keras."
     studies, validation = parts
+    # Now, for the start model may be gone later
+    best = build_model(replace(settings, weights=None, precision='float32'))
     learner = compile_model(model, studies, schedule(settings, len(studies)), settings)
     with enough_memory(settings): weights = _fit(learner, studies, validation, settings, out, cache, verbose)
-    whole_precision = replace(settings, weights=None, precision='float32')
-    best = model if settings.precision == 'float32' else _made_like(model, whole_precision)
     best.set_weights(weights)
     calibrate(best, validation, settings.batch_size, cache)
     with whole(out / 'best.keras') as beside: best.save(beside())

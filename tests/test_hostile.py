@@ -182,7 +182,7 @@ def test_images_removed_during_a_training(cohort, tmp_path, capsys, monkeypatch)
 
     def remove_and_build(settings):
         for patient in ("1001", "1002", "1003"):
-            (cohort / f"images/{patient}RV-A.jpg").unlink()
+            (cohort / f"images/{patient}RV-A.jpg").unlink(missing_ok=True)
         return small_network(settings)
 
     monkeypatch.setattr(training, "build_model", remove_and_build)
