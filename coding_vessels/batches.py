@@ -12,14 +12,17 @@ import os
 import re
 import threading
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
 import numpy as np
+from joblib import cpu_count
 
 from .anatomy import (FRONTAL, LABELS, LOCATIONS, MIRRORED, MIRROR_LABELS, MIRROR_VIEWS, SHOWN,
                                     STRUCTURES, VIEWS, mirror_study, structure_of, views_of)
@@ -27,9 +30,10 @@ from .preprocessing import Preprocessing, preprocess_frame, preprocess_study
 from .studies import FrameError, Study
 
 # %% auto #0
-__all__ = ['PREPROCESSING_VERSION', 'CELL', 'MASK', 'load_study', 'marks_of', 'load_marks', 'Augmentation', 'augment_study',
-           'draw_maps', 'draw_presence', 'hide_views', 'study_batches', 'plain_errors', 'draw_pair', 'pair_targets',
-           'draw_pairs', 'phantom_batches', 'pair_squares', 'square_batches']
+__all__ = ['PREPROCESSING_VERSION', 'CELL', 'MASK', 'SQUARE', 'REACH', 'load_study', 'marks_of', 'load_marks', 'Augmentation',
+           'augment_study', 'draw_maps', 'draw_presence', 'hide_views', 'in_order', 'study_batches', 'plain_errors',
+           'draw_pair', 'pair_targets', 'pair_squares', 'draw_lesson', 'draw_lessons', 'phantom_batches',
+           'square_batches']
 
 # %% ../nbs/04_batches.ipynb #1a0e4e68
 PREPROCESSING_VERSION = 1    # raise it when 03_preprocessing gives other frames: old caches are left alone
@@ -230,11 +234,40 @@ def hide_views(frames: np.ndarray, labels: np.ndarray, present: np.ndarray) -> t
     frames = frames * present[:, None, None].astype(frames.dtype)
     return frames, np.concatenate([[float((located == 1).any())], located]).astype(np.float32)
 
+# %% ../nbs/04_batches.ipynb #6a0f31d2
+def in_order(pool, work, items, ahead: int):
+    "Yield what `work` makes of items, in their order; the pool makes at most `ahead` of them beforehand."
+    waiting = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead: yield waiting.popleft().result()
+        while waiting: yield waiting.popleft().result()
+    finally: pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Stream:
+    "Batches that are read as one goes through them; each pass is the same."
+    load: object        # gives what is known of the study with a number: frames, and a dict of targets
+    order: np.ndarray
+    size: int
+
+    def __len__(self):
+        return -(-len(self.order) // self.size)
+
+    def __iter__(self):
+        ahead = 2 * self.size + cpu_count()
+        loaded = in_order(ThreadPoolExecutor(cpu_count()), self.load, self.order, ahead)
+        while batch := list(islice(loaded, self.size)):
+            frames, targets = zip(*batch)
+            yield np.stack(frames), {name: np.stack([one[name] for one in targets]) for name in targets[0]}
+
 # %% ../nbs/04_batches.ipynb #fbf427cb
 def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(), batch_size: int = 8,
                   shuffle: bool = False, seed: int = 0, augmentation: Augmentation | None = None, cache=None,
                   maps: bool = False):
-    """Return a `tf.data.Dataset` of frames and what to learn from them, that reads as it goes.
+    """Return batches of frames and what to learn from them, that are read as one goes through them.
 
     Each pass over it is the same. A training gives each epoch a seed of its own; so an epoch does not
     depend on those before it.
@@ -259,7 +292,7 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
 
     Returns
     -------
-    tf.data.Dataset
+    iterable with a length
         Batches of frames, uint8 (batch, 8, size, size), and a dict: 'labels', float32 (batch, 22), -1 where
         no view of a location is there, and perhaps 'maps', float32 (batch, 8, size // 16, size // 16, 13).
 
@@ -268,7 +301,6 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
     ValueError
         If there is no study, or one has no labels.
     """
-    import tensorflow as tf
     if not studies: raise ValueError('there is no study to make batches of; check the cohort.')
     if any(study.labels is None for study in studies):
         raise ValueError('batches need labels; read the cohort with labelled=True.')
@@ -278,33 +310,25 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
         if augmentation:
             frames, labels, marks = augment_study(frames, labels, np.random.default_rng([seed, 1 + i]),
                                                   augmentation, marks)
-        targets = draw_maps(marks, settings.size)
         present = frames.any(axis=(1, 2))
-        targets[~present] = -1
         frames, labels = hide_views(frames, labels, present)
-        return frames, labels, *[targets] * maps
-
-    def load_graph(i):
-        frames, *targets = tf.numpy_function(load, [i], [tf.uint8, tf.float32, *[tf.float32] * maps])
-        cells = settings.size // CELL
-        shapes = {'labels': (len(LABELS),), 'maps': (len(VIEWS), cells, cells, len(STRUCTURES))}
-        targets = {name: tf.ensure_shape(target, shape)
-                   for target, (name, shape) in zip(targets, shapes.items())}
-        return tf.ensure_shape(frames, (len(VIEWS), settings.size, settings.size)), targets
+        if not maps: return frames, {'labels': labels}
+        targets = draw_maps(marks, settings.size)
+        targets[~present] = -1
+        return frames, {'labels': labels, 'maps': targets}
 
     known = [load_marks(study, settings) if maps else None for study in studies]
     order = np.random.default_rng([seed, 0]).permutation(len(studies)) if shuffle else np.arange(len(studies))
-    stream = tf.data.Dataset.from_tensor_slices(order).map(load_graph, num_parallel_calls=tf.data.AUTOTUNE)
-    return stream.batch(batch_size).prefetch(2)
+    return _Stream(load, order, batch_size)
 
 # %% ../nbs/04_batches.ipynb #974a4d20
 @contextmanager
 def plain_errors():
     "Where batches are drawn: raise the FrameError or OSError that TensorFlow reports in its own words."
-    import tensorflow as tf
     try: yield
-    except tf.errors.OpError as error:
-        frame, system = (re.search(mark, error.message) for mark in
+    except Exception as error:
+        message = str(error) if type(error).__module__.startswith('tensorflow') else ''
+        frame, system = (re.search(mark, message) for mark in
                          (r'FrameError: (.+)', r"\[Errno (\d+)\] [^:\n]+(?:: '(.+?)')?"))
         if frame: raise FrameError(frame[1]) from None
         if system: raise OSError(int(system[1]), os.strerror(int(system[1])), system[2]) from None
@@ -369,62 +393,6 @@ def pair_targets(pair, seed, augmentation: Augmentation | None, missing: float
         frames.append(own_frames); labels.append(own_labels); targets.append(maps)
     return np.stack(frames), np.stack(labels), np.stack(targets)
 
-# %% ../nbs/04_batches.ipynb #652b68e9
-def draw_pairs(population, scanner, settings: Preprocessing, numbers: range, seed: int = 0, workers: int = 1):
-    """Yield the pairs of `draw_pair` with these numbers in order, drawn a little ahead in `workers` processes
-    of their own.
-
-    Parameters
-    ----------
-    population, scanner, settings
-        As in `draw_pair`.
-    numbers : range
-        Which pairs: number i is the same pair whatever comes before it.
-    seed : int
-    workers : int
-    """
-    with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
-        waiting = deque()
-        for number in numbers:
-            waiting.append(pool.submit(draw_pair, [seed, number], population, scanner, settings))
-            if len(waiting) > 20: yield waiting.popleft().result()
-        while waiting: yield waiting.popleft().result()
-
-# %% ../nbs/04_batches.ipynb #94db4180
-def phantom_batches(pairs, seed: int = 0, augmentation: Augmentation | None = None, missing: float = 0.25,
-                    uses: int = 2):
-    """Yield batches of two twins each.
-
-    Parameters
-    ----------
-    pairs : iterable
-        As `draw_pairs` yields them.
-    seed : int
-    augmentation : Augmentation, optional
-    missing : float
-        The probability that views are hidden.
-    uses : int
-        How often each pair is used; there are `uses` batches for each pair.
-
-    Yields
-    ------
-    ndarray, dict
-        Frames, uint8 (2, 8, size, size), and 'labels', float32 (2, 22), -1 where unknown, and 'maps', as in
-        `study_batches`.
-    """
-    rng, kept, room = np.random.default_rng([seed, 2]), [], 100 * (uses - 1)
-
-    def use(pair):
-        frames, labels, maps = pair_targets(pair, int(rng.integers(2 ** 62)), augmentation, missing)
-        return frames, {'labels': labels, 'maps': maps}
-
-    for pair in pairs:
-        yield use(pair)
-        kept += [pair] * (uses - 1)
-        while len(kept) > room: yield use(kept.pop(rng.integers(len(kept))))
-    while kept: yield use(kept.pop(rng.integers(len(kept))))
-
-
 # %% ../nbs/04_batches.ipynb #59854b30
 def pair_squares(pair, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Return squares around each aneurysm that one of two twins lacks, the aneurysm's first.
@@ -461,47 +429,123 @@ def pair_squares(pair, side: int) -> tuple[np.ndarray, np.ndarray]:
     small = side // MASK
     return np.float16(squares).reshape(-1, 2, side, side), np.uint8(shown).reshape(-1, 2, small, small)
 
+# %% ../nbs/04_batches.ipynb #8d21c6f1
+SQUARE, REACH = 64, 16      # side of a square, and how far it may lie from its aneurysm, in pixels
+
+
+def draw_lesson(seed, population, scanner, settings: Preprocessing, augmentation: Augmentation | None = None,
+                missing: float = 0.25, uses: int = 2):
+    """Return what is to be learned from one pair of twins.
+
+    Parameters
+    ----------
+    seed, population, scanner, settings
+        As in `draw_pair`.
+    augmentation : Augmentation, optional
+    missing : float
+        The probability that views are hidden.
+    uses : int
+        How often the pair is changed at random.
+
+    Returns
+    -------
+    list, tuple
+        What `pair_targets` returns, for each use; and what `pair_squares` returns.
+    """
+    pair = draw_pair(seed, population, scanner, settings)
+    changed = [pair_targets(pair, [*seed, 2, use], augmentation, missing) for use in range(uses)]
+    return changed, pair_squares(pair, SQUARE + 2 * REACH)
+
+
+def _draw_numbered(seed: int, options, number: int):
+    return draw_lesson([seed, number], *options)
+
+
+def draw_lessons(numbers: range, seed: int, *options, workers: int = 1):
+    """Yield the lessons of `draw_lesson` with these numbers in order, in `workers` processes of their own.
+
+    Parameters
+    ----------
+    numbers : range
+        Which lessons: number i is the same lesson whatever comes before it.
+    seed : int
+    *options
+        What `draw_lesson` takes after the seed, in its order.
+    workers : int
+    """
+    draw = partial(_draw_numbered, seed, options)
+    pool = ProcessPoolExecutor(workers, get_context('spawn'), cv2.setNumThreads, (1,))
+    yield from in_order(pool, draw, numbers, 20 + 2 * workers)
+
+# %% ../nbs/04_batches.ipynb #8d21c6f2
+def _apart(lists, rng: np.random.Generator, room: int = 100):
+    "Yield the first of each list at once, and the others some time later: `room` of each are kept."
+    kept = []
+    for first, *others in lists:
+        yield first
+        kept += others
+        while len(kept) > room * len(others): yield kept.pop(rng.integers(len(kept)))
+    while kept: yield kept.pop(rng.integers(len(kept)))
+
+
+def phantom_batches(lessons, seed: int = 0, size: int = 1):
+    """Yield batches of twins. Each lesson is used as often as it has uses, some time apart.
+
+    Parameters
+    ----------
+    lessons : iterable
+        As `draw_lessons` yields them.
+    seed : int
+    size : int
+        Pairs a batch; what is left at the end and does not fill one is not given.
+
+    Yields
+    ------
+    ndarray, dict
+        Frames, uint8 (2 * size, 8, pixels, pixels), and 'labels', float32 (2 * size, 22), -1 where unknown,
+        and 'maps', as in `study_batches`. Each two neighbours are twins.
+    """
+    uses = _apart((changed for changed, _ in lessons), np.random.default_rng([seed, 2]))
+    while len(batch := list(islice(uses, size))) == size:
+        frames, labels, maps = map(np.concatenate, zip(*batch))
+        yield frames, {'labels': labels, 'maps': maps}
+
 # %% ../nbs/04_batches.ipynb #bd6efe44
-def square_batches(pairs, seed: int = 0, uses: int = 3, size: int = 16, side: int = 64, reach: int = 16,
-                   room: int = 1500):
+def square_batches(lessons, seed: int = 0, uses: int = 3, size: int = 16, room: int = 1500):
     """Yield batches of squares for the closer look, each an aneurysm's and its twin's.
 
     Parameters
     ----------
-    pairs : iterable
-        As `draw_pairs` yields them.
+    lessons : iterable
+        As `draw_lessons` yields them.
     seed : int
     uses : int
-        How many batches are made for each pair; their squares are chosen at random from the last `room`.
+        How many batches are made for each lesson; their squares are chosen at random from the last `room`.
     size : int
         Aneurysms a batch.
-    side, reach : int
-        Side of a square, and how far it may lie from its aneurysm, in pixels; multiples of 4.
     room : int
 
     Yields
     ------
     ndarray, dict
-        Squares, float32 (2 * size, side, side, 1), and 'suspicion', float32 (2 * size, 1), 1 where an
-        aneurysm shows, and 'mask', float32 (2 * size, side // 4, side // 4), the share of each cell that
-        shows it.
+        Squares, float32 (2 * size, 64, 64, 1), and 'suspicion', float32 (2 * size, 1), 1 where an aneurysm
+        shows, and 'mask', float32 (2 * size, 16, 16), the share of each cell that shows it.
     """
     rng, kept = np.random.default_rng([seed, 3]), deque(maxlen=room)
-    small, steps = side // MASK, 2 * reach // MASK
+    small, steps = SQUARE // MASK, 2 * REACH // MASK
 
     def cut(squares, masks):
         row, column = rng.integers(steps + 1, size=2)
         gain, level = np.exp(rng.normal(0, 0.15)), rng.normal(0, 0.15)
-        square = (squares[:, row * MASK:row * MASK + side, column * MASK:column * MASK + side]
+        square = (squares[:, row * MASK:row * MASK + SQUARE, column * MASK:column * MASK + SQUARE]
                   * np.float32(gain) + np.float32(level))
         mask = masks[:, row:row + small, column:column + small] / np.float32(255)
         return (square.swapaxes(1, 2), mask.swapaxes(1, 2)) if rng.random() < 0.3 else (square, mask)
 
-    for pair in pairs:
-        kept.extend(zip(*pair_squares(pair, side + 2 * reach)))
+    for _, squares in lessons:
+        kept.extend(zip(*squares))
         for _ in range(uses if kept else 0):
             squares, masks = (np.concatenate(part) for part in
                               zip(*(cut(*kept[i]) for i in rng.integers(len(kept), size=size))))
             yield squares[..., None], {'suspicion': np.float32(masks.max(axis=(1, 2)) > 0.5)[:, None],
                                        'mask': masks}
-

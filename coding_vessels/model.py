@@ -257,7 +257,7 @@ def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str
     return keras.Model(frames, {'labels': out}, name='report')
 
 # %% ../nbs/06_model.ipynb #2591b3e3
-def _closer(squares, embed, masks: bool):
+def _closer(squares, masks: bool):
     """Return what a closer look makes of squares, (batch, 52, 64, 64, 1).
 
     Features, (batch, 52, 64), and perhaps scores of where an aneurysm is in it, before any sigmoid,
@@ -265,7 +265,7 @@ def _closer(squares, embed, masks: bool):
     """
     square = keras.Input(squares.shape[2:])
     x = _residual(_residual(_residual(_convolution(square, 24, 5, 2), 24), 48, 2), 48)
-    near = embed(Folded(keras.Model(square, x), name='near')(squares))
+    near = Folded(keras.Model(square, x), name='near')(squares)
     patch = keras.Input(near.shape[2:])
     far = _residual(_residual(patch, 96, 2), 96)
     pooled = [layers.GlobalMaxPooling2D()(far), layers.GlobalAveragePooling2D()(far)]
@@ -285,8 +285,8 @@ def _scores(readings, sequence: bool):
     "Return a score for each location, (batch, 21), from its four readings: as a sequence, or their mean."
     gather = ([layers.LSTM(48, unroll=True)] if sequence else
               [layers.Dense(48, 'relu'), layers.GlobalAveragePooling1D()])
-    one = keras.Sequential([keras.Input(readings.shape[2:]), *gather, layers.Dense(32, activation='relu'),
-                            layers.Dense(1, bias_initializer=_RARE)])
+    one = keras.Sequential([keras.Input(readings.shape[2:]), layers.Dropout(0.2), *gather,
+                            layers.Dense(32, activation='relu'), layers.Dense(1, bias_initializer=_RARE)])
     return layers.Reshape((len(LOCATIONS),), name='scores')(Folded(one, name='sequence')(readings))
 
 
@@ -350,7 +350,7 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, c
     read, out = [features, maps], {'maps': maps if mirrored else OneSide()(maps)}
     if without != 'closer look':
         squares, centres = CloseUps(name='close_ups')([grey, maps])
-        near, shown = _closer(squares, embed, masks)
+        near, shown = _closer(squares, masks)
         suspicion = layers.Dense(1, name='suspicion')(near)
         read.append(layers.Concatenate()([near, suspicion]))
         if not mirrored: centres = ops.where(_FLIPPED, maps.shape[3] - 1 - centres, centres)

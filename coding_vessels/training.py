@@ -132,14 +132,26 @@ PRECISIONS = {  # and Keras' names for them
     'float16': 'mixed_float16'}
 
 
+def _card() -> tuple[str, float] | None:
+    "Return name and compute capability of the graphics card that Keras' backend finds."
+    if keras.backend.backend() == 'jax':
+        import jax
+        card = jax.devices()[0]
+        return None if card.platform == 'cpu' else (card.device_kind, float(card.compute_capability))
+    import tensorflow as tf
+    cards = tf.config.list_physical_devices('GPU')
+    if not cards: return None
+    details = tf.config.experimental.get_device_details(cards[0])
+    major, minor = details.get('compute_capability', (0, 0))
+    return details.get('device_name', 'a GPU'), major + minor / 10
+
+
 def find_device() -> tuple[str, str]:
     "Return what computes here, in words, and the precision that suits it."
-    import tensorflow as tf
-    gpus = tf.config.list_physical_devices('GPU')
-    if not gpus: return 'the processor (TensorFlow finds no GPU)', 'float32'
-    details = tf.config.experimental.get_device_details(gpus[0])
-    new = details.get('compute_capability', (0, 0)) >= (8, 0)
-    return details.get('device_name', 'a GPU'), 'bfloat16' if new else 'float16'
+    backend = {'jax': 'JAX', 'tensorflow': 'TensorFlow'}.get(keras.backend.backend(), 'Keras')
+    if not (card := _card()): return f'the processor ({backend} finds no GPU)', 'float32'
+    name, capability = card
+    return name, 'bfloat16' if capability >= 8 else 'float16'
 
 
 # %% ../nbs/07_training.ipynb #542bc06a
@@ -363,7 +375,7 @@ def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cac
     def read(settings):
         parts = []
         for frames, targets in study_batches(studies, settings, batch_size, cache=cache):
-            parts.append((np.asarray(scorer.predict_on_batch(frames)), targets['labels'].numpy()))
+            parts.append((np.asarray(scorer.predict_on_batch(frames)), targets['labels']))
         return [np.concatenate(part) for part in zip(*parts)]
 
     each, (labels, *_) = zip(*map(read, settings.readings()))
@@ -422,17 +434,16 @@ def compile_model(model: keras.Model, studies: list[Study], rate,
 
 
 def training_batches(model: keras.Model, studies: list[Study], settings: Settings, cache=None):
-    """Return the batches of `study_batches` with a target for each of the model's outputs.
+    """Yield the batches of `study_batches` with a target for each of the model's outputs.
 
     They are shuffled if the settings say how to augment.
     """
     again, maps = settings.augmentation is not None, 'maps' in model.output
     batches = study_batches(studies, settings.preprocessing, settings.batch_size, again, settings.seed,
                             settings.augmentation, cache, maps)
-    if 'looks' not in model.output: return batches
-    looking = lambda targets: targets | {'looks': targets['maps']}      # right if the map's mark lies in it
-    return batches.map(lambda frames, targets: (frames, looking(targets)))
-
+    for frames, targets in batches:
+        if 'looks' in model.output: targets['looks'] = targets['maps']  # right if the map's mark lies in it
+        yield frames, targets
 
 # %% ../nbs/07_training.ipynb #83fd0b6e
 def _variables(model: keras.Model) -> list:
@@ -569,12 +580,18 @@ def _epoch_line(history: list[dict], epochs: int, seconds: float) -> str:
     return f'epoch {len(history)}/{epochs}: {losses}, {rate}, at most {left} left'
 
 
+def _memory_is_short(error: Exception) -> bool:
+    "Return whether an error says, in the words of any backend, that memory is exhausted."
+    named = isinstance(error, MemoryError) or type(error).__name__ == 'ResourceExhaustedError'
+    return named or 'RESOURCE_EXHAUSTED' in str(error)
+
+
 @contextmanager
 def enough_memory(settings: Settings):
     "Where a network learns: raise a MemoryError that says what to do where memory is exhausted."
-    import tensorflow as tf
     try: yield
-    except (tf.errors.ResourceExhaustedError, MemoryError):
+    except Exception as error:
+        if not _memory_is_short(error): raise
         size, count = settings.preprocessing.size, settings.batch_size
         if count > 1: mend = f'go on with --resume (resume) and a --batch-size (batch_size) below {count}'
         else: mend = '--batch-size (batch_size) is 1 already; choose a lower --precision or --size'
@@ -583,11 +600,12 @@ def enough_memory(settings: Settings):
 
 
 # %% ../nbs/07_training.ipynb #9e21f4b3
-def _epoch(learner: keras.Model, studies: list[Study], held, settings: Settings, epoch: int, cache,
+def _epoch(learner: keras.Model, parts: list[list[Study]], settings: Settings, epoch: int, cache,
            bar: tqdm) -> dict:
     "Train for one epoch and return its row of the history; the run's seed and its number decide its draws."
     seed = np.random.SeedSequence([settings.seed, epoch]).generate_state(1)[0]
-    batches = training_batches(learner, studies, replace(settings, seed=int(seed)), cache)
+    batches, held = (training_batches(learner, part, changed, cache) for part, changed in
+                     zip(parts, (replace(settings, seed=int(seed)), replace(settings, augmentation=None))))
     done = learner.fit(batches, validation_data=held, shuffle=False, verbose=0, callbacks=[_Progress(bar)])
     losses = {name: values[0] for name, values in done.history.items()}
     return {'epoch': epoch} | losses | {'learning_rate': learning_rate_of(learner)}
@@ -601,13 +619,12 @@ def _fit(learner: keras.Model, studies: list[Study], validation: list[Study], se
     """
     best, history = load_state(out, learner)
     if history: save_state(out, learner, best, history)                # history.csv may be an epoch behind
-    held = training_batches(learner, validation, replace(settings, augmentation=None), cache)
     steps, before, started = -(-len(studies) // settings.batch_size), len(history), time.monotonic()
     with tqdm(total=steps * settings.epochs, initial=steps * before, desc='training', unit='step', delay=3,
               disable=not verbose) as bar:
         for epoch in range(before, settings.epochs):
             if epochs_waited(history) >= settings.patience: break
-            history.append(_epoch(learner, studies, held, settings, epoch, cache, bar))
+            history.append(_epoch(learner, [studies, validation], settings, epoch, cache, bar))
             better = not epochs_waited(history) and np.isfinite(history[-1]['val_loss'])
             if better: best = learner.get_weights()
             save_state(out, learner, best, history)

@@ -3,12 +3,15 @@
     python tests/make_weights.py RUN [--start MODEL] [--share 1.0]
 
 Draws patients as they are needed. From nothing, the closer look learns alone first, from squares with an aneurysm and without it,
-then the whole network; `--start` takes a trained model, with or without masks, instead of these two stages. Squares, whole
-studies and studies with hidden views differ in their means, and prediction has only one set of them: so the means of batch
-normalisation are then taken from whole studies and kept, and the network learns on with them. One epoch's weights differ from the
-next one's; the mean of two is steadier, and ships. Calibrates on others with natural frequencies, and writes the shipped files.
-RUN keeps what is done; an interrupted call goes on. `--share 0.01` is a trial with a hundredth of the steps and the patients.
-Convolutions are computed in bfloat16 where the processor can.
+then the whole network. Squares, whole studies and studies with hidden views differ in their means, and prediction has only one
+set of them: so the means of batch normalisation are then taken from whole studies and kept, and the network learns on with them.
+One epoch's weights differ from the next one's; the mean of two is steadier. `--start` takes a trained model instead of all this.
+Then all but the last layers stand still, and these learn anew what to make of the readings of each location. Calibrates on other
+patients with natural frequencies, and writes the shipped files. RUN keeps what is done; an interrupted call goes on.
+`--share 0.01` is a trial with a hundredth of the steps and the patients.
+
+Keras computes with TensorFlow, or with JAX if the environment says KERAS_BACKEND=jax; on a graphics card in bfloat16, on a
+processor with TensorFlow its convolutions are, where it can. As many processes draw patients as there are cores.
 """
 
 import argparse
@@ -23,24 +26,28 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-import tensorflow as tf
+from joblib import cpu_count
 
 from coding_vessels import __version__
-from coding_vessels.batches import Augmentation, draw_pairs, phantom_batches, square_batches
+from coding_vessels.anatomy import LOCATIONS
+from coding_vessels.batches import Augmentation, draw_lessons, phantom_batches, square_batches
 from coding_vessels.engines import SHIPPED, export_model
-from coding_vessels.model import closer_look, load_model, vessel_model
+from coding_vessels.files import whole
+from coding_vessels.model import ViewEmbedding, closer_look, load_model, vessel_model
 from coding_vessels.phantom import PRESETS, write_cohort
 from coding_vessels.preprocessing import Preprocessing
 from coding_vessels.studies import read_cohort
+from coding_vessels.training import PRECISIONS, calibrate, find_device, label_loss, look_loss, map_loss, mask_loss, suspicion_loss
 from coding_vessels.training import _norms as norms
-from coding_vessels.training import calibrate, label_loss, look_loss, map_loss, mask_loss, suspicion_loss
 
-ALONE = {"pairs": 2400, "uses": 3, "rate": 2e-3, "epochs": 8}      # for the closer look; `uses` is batches a pair
-WHOLE = {"pairs": 2400, "uses": 2, "rate": 8e-4, "epochs": 12}     # for the network
-SETTLED = {"pairs": 1000, "uses": 2, "rate": 3e-4, "epochs": 5}   # for the network with the means that prediction has
-MEANS = 60                                                         # pairs for these means
-AVERAGED = 1, 4                                                    # epochs of the last stage whose weights' mean ships
-CALIBRATION = "varied", 1200, 801                                  # preset, patients, seed
+# Pairs of twins in all, how often each is used, pairs a step (for the closer look: sixteen squares and their twins)
+ALONE = {"pairs": 2400, "uses": 3, "size": 1, "rate": 2e-3, "epochs": 8}       # for the closer look
+WHOLE = {"pairs": 2400, "uses": 2, "size": 1, "rate": 8e-4, "epochs": 12}      # for the network
+SETTLED = {"pairs": 1000, "uses": 2, "size": 1, "rate": 3e-4, "epochs": 5}     # for the network with the means of prediction
+MEANS = 60                                                                     # pairs for these means
+AVERAGED = 1, 4                                                                # epochs of this stage whose weights' mean is taken
+READ = {"pairs": 3000, "size": 2, "rate": 2e-3, "epochs": 8}                   # for the last layers
+CALIBRATION = "varied", 1200, 801                                              # preset, patients, seed
 SQUARE = {"suspicion": suspicion_loss, "mask": mask_loss}
 
 
@@ -61,10 +68,11 @@ def positive_weights(population):
     return np.clip(np.sqrt((1 - frequency) / frequency), 1, 10).astype(np.float32)
 
 
-def patients(seed, first, last):
-    """Yield the pairs of twins with the numbers from `first` to `last`; each follows from its number and the seed."""
+def lessons(seed, uses, first, last, missing=0.25):
+    """Yield the lessons with the numbers from `first` to `last`; each follows from its number and the seed."""
     frames = Preprocessing(512, field=0.75, contrast=0.8)
-    return draw_pairs(*PRESETS["training"], frames, range(first, last), seed)
+    options = *PRESETS["training"], frames, Augmentation(), missing, uses
+    return draw_lessons(range(first, last), seed, *options, workers=cpu_count())
 
 
 def optimizer(rate, steps):
@@ -74,46 +82,40 @@ def optimizer(rate, steps):
     return keras.optimizers.AdamW(pace, clipnorm=1.0)
 
 
+def weighted(model):
+    """Return the layers with weights. Earlier networks told the closer look its view; that vector is left out."""
+    layers = [layer for layer in model.layers if layer.weights]
+    first = next(layer for layer in layers if isinstance(layer, ViewEmbedding))
+    return [layer for layer in layers if layer is first or not isinstance(layer, ViewEmbedding)]
+
+
 def take(start, model):
-    """Give a network with masks the weights of one with or without them. Masks do not count before they are learned."""
-    for old, new in zip(*([layer for layer in one.layers if layer.weights] for one in (start, model)), strict=True):
-        weights, known = new.get_weights(), old.get_weights()
-        if len(weights) > len(known):                  # the closer look, whose last layer reads masks as well
-            *first, kernel, bias = known
-            wider = np.zeros_like(weights[-2])
-            wider[: len(kernel)] = kernel
-            known = [*first, *weights[len(first) : -2], wider, bias]
-        new.set_weights(known)
+    """Give a network the weights of a trained one."""
+    for old, new in zip(weighted(start), weighted(model), strict=True):
+        new.set_weights(old.get_weights())
 
 
-def squares(first, last):
+def squares(plan, first, last):
     """Yield what the closer look learns from."""
-    return square_batches(patients(1001, first, last), 1001, ALONE["uses"])
+    return square_batches(lessons(1001, 0, first, last), 1001, plan["uses"])
 
 
-def studies(seed, uses, first, last):
+def studies(seed, plan, first, last):
     """Yield what the network learns from: patients, and beside them squares of the same patients."""
-    pairs, again = itertools.tee(patients(seed, first, last))
-    beside = square_batches(again, seed + first, uses, size=8)
-    for (frames, targets), (square, shown) in zip(phantom_batches(pairs, seed + first, Augmentation(), uses=uses), beside):
+    drawn, again = itertools.tee(lessons(seed, plan["uses"], first, last))
+    beside = square_batches(again, seed + first, plan["uses"], size=8)
+    for frames, targets in phantom_batches(drawn, seed + first, plan["size"]):
+        several = list(itertools.islice(beside, plan["size"]))
+        square = np.concatenate([one for one, _ in several])
+        shown = {name: np.concatenate([answers[name] for _, answers in several]) for name in SQUARE}
         answers = {"scores": targets["labels"], "maps": targets["maps"], "looks": targets["maps"]}
         yield {"frames": frames, "square": square}, answers | shown
-
-
-def stream(batches, model, first, last):
-    """Return batches as a model takes them; a few more than it needs, for pairs without an aneurysm yield no squares."""
-    answers = {name: (None, *output.shape[1:]) for name, output in model.output.items()}
-    if "maps" in answers:
-        answers |= {"scores": (None, 22), "looks": answers["maps"]}
-    inputs = {one.name: tf.TensorSpec((None, *one.shape[1:]), one.dtype) for one in model.inputs}
-    signature = inputs if len(inputs) > 1 else inputs["square"], {name: tf.TensorSpec(shape) for name, shape in answers.items()}
-    return tf.data.Dataset.from_generator(lambda: batches(first, last + 9), output_signature=signature).prefetch(2)
 
 
 def settle(network, pairs):
     """Give the batch normalisations the means and variances of whole studies."""
     momentum = {norm: norm.momentum for norm in norms(network)}
-    for number, (frames, _) in enumerate(phantom_batches(patients(1002, 0, pairs), 1002, Augmentation(), missing=0, uses=1)):
+    for number, (frames, _) in enumerate(phantom_batches(lessons(1002, 1, 0, pairs, missing=0), 1002)):
         for norm in momentum:
             norm.momentum = number / (number + 1)
         network(frames, training=True)
@@ -124,11 +126,12 @@ def settle(network, pairs):
 class Keep(keras.callbacks.Callback):
     """Writes the network and the number of finished epochs of a stage."""
 
-    def __init__(self, network, run, stage):
+    def __init__(self, network, learner, run, stage):
         super().__init__()
-        self.network, self.run, self.stage = network, run, stage
+        self.network, self.learner, self.run, self.stage = network, learner, run, stage
 
     def on_epoch_end(self, epoch, logs=None):
+        self.network.set_weights(self.learner.get_weights())
         self.network.save(self.run / "last.keras")
         self.network.save(self.run / f"{self.stage}-{epoch}.keras")
         with open(self.run / "history.jsonl", "a") as lines:
@@ -137,24 +140,93 @@ class Keep(keras.callbacks.Callback):
         (self.run / f"{self.stage}.json").write_text(str(epoch + 1))
 
 
-def learn(network, trainer, losses, shares, batches, plan, run, stage, share):
-    """Train one stage, or what is left of it."""
+def learn(network, learner, trainer, losses, shares, batches, plan, run, stage, share):
+    """Train one stage, or what is left of it; the learner is the network in the precision of the device."""
     done = run / f"{stage}.json"
     first = json.loads(done.read_text()) if done.exists() else 0
     if first == plan["epochs"]:
         return
-    each = max(2, round(plan["pairs"] * share / plan["epochs"]))
-    steps = each * plan["uses"]
+    each = max(2 * plan["size"], round(plan["pairs"] * share / plan["epochs"]))
+    steps = each * plan["uses"] // plan["size"]
     trainer.compile(optimizer(plan["rate"], steps * plan["epochs"]), losses, shares)
-    data = stream(batches, trainer, first * each, plan["epochs"] * each)
+    data = batches(plan, first * each, plan["epochs"] * each + 20 + 10 * plan["size"])    # a few more than are needed
     backup = keras.callbacks.BackupAndRestore(str(run / stage), delete_checkpoint=False)
-    callbacks = [Keep(network, run, stage), backup]
+    callbacks = [Keep(network, learner, run, stage), backup]
     trainer.fit(data, steps_per_epoch=steps, epochs=plan["epochs"], callbacks=callbacks, verbose=2)
 
 
 def half_the_bits(on):
-    """Compute convolutions in bfloat16, or no longer."""
-    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": on})
+    """Compute convolutions in bfloat16 on a processor with TensorFlow, or no longer."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": on})
+
+
+def learner_of(network, precision):
+    """Return the same network, made to compute in a precision."""
+    keras.config.set_dtype_policy(PRECISIONS[precision])
+    learner = vessel_model(masks=True)
+    keras.config.set_dtype_policy("float32")
+    learner.set_weights(network.get_weights())
+    return learner
+
+
+def teach(network, run, share):
+    """Train the network from nothing, or what is left of it; the mean of two epochs' weights is what it ends with."""
+    learner = learner_of(network, find_device()[1])
+    look, parts = closer_look(learner), learner.output
+    learn(network, learner, look, SQUARE, {"suspicion": 1.0, "mask": 2.0}, squares, ALONE, run, "alone", share)
+    outputs = {"scores": learner.get_layer("scores").output, "maps": parts["maps"], "looks": parts["looks"]}
+    trainer = keras.Model([learner.input, look.input], outputs | look(look.input))
+    labels = label_loss(positive_weights(PRESETS["training"][0]), twins=True)
+    losses = {"scores": labels, "maps": map_loss, "looks": look_loss, **SQUARE}
+    shares = {"scores": 1.0, "maps": 0.2, "looks": 2.0, "suspicion": 0.3, "mask": 0.5}
+    learn(network, learner, trainer, losses, shares, partial(studies, 1000), WHOLE, run, "whole", share)
+    if not (run / "settled.json").exists():
+        settle(learner, max(2, round(MEANS * share)))
+    for norm in [*norms(learner), *norms(network)]:
+        norm.trainable = False
+    learn(network, learner, trainer, losses, shares, partial(studies, 1003), SETTLED, run, "settled", share)
+    kept = [load_model(run / f"settled-{epoch}.keras").get_weights() for epoch in AVERAGED]
+    network.set_weights([np.mean(weights, axis=0) for weights in zip(*kept)])
+
+
+def readings(network, run, pairs):
+    """Return what the last layers read of pairs of twins, (pairs, 2, 21, 4, features), and the labels, (pairs, 2, 22)."""
+    file, reader = run / "readings.npz", keras.Model(network.input, network.get_layer("readout").output)
+    if not file.exists():
+        made = [
+            (np.float16(reader.predict_on_batch(frames)), targets["labels"])
+            for frames, targets in phantom_batches(lessons(1006, 1, 0, pairs), 1006)
+        ]
+        read, labels = map(np.stack, zip(*made))
+        with whole(file) as beside:
+            np.savez(beside(), R=read, L=labels)
+    with np.load(file) as kept:
+        return kept["R"], kept["L"]
+
+
+def read_anew(network, run, share):
+    """Teach the last layers from nothing, on readings that the rest of the network has made."""
+    read, labels = readings(network, run, max(8, round(READ["pairs"] * share)))
+    fresh = vessel_model(masks=True).get_layer("sequence")
+    frame = keras.Input(read.shape[2:])
+    reader = keras.Model(frame, keras.layers.Reshape((len(LOCATIONS),))(fresh(frame)))
+    size, rng = READ["size"], np.random.default_rng(1)
+    steps = len(read) // size
+
+    def batches():
+        for _ in range(READ["epochs"]):
+            for chosen in rng.permutation(len(read))[: steps * size].reshape(-1, size):
+                yield np.float32(read[chosen]).reshape(-1, *read.shape[2:]), labels[chosen].reshape(-1, labels.shape[-1])
+
+    pace = keras.optimizers.schedules.CosineDecay(READ["rate"], steps * READ["epochs"])
+    loss = label_loss(positive_weights(PRESETS["training"][0]), twins=True)
+    reader.compile(keras.optimizers.AdamW(pace, weight_decay=0.01, clipnorm=1.0), loss)
+    done = reader.fit(batches(), steps_per_epoch=steps, epochs=READ["epochs"], verbose=2)
+    network.get_layer("sequence").set_weights(fresh.get_weights())
+    return [{"stage": "read", "epoch": epoch, "loss": round(loss, 4)} for epoch, loss in enumerate(done.history["loss"])]
 
 
 if __name__ == "__main__":
@@ -168,27 +240,14 @@ if __name__ == "__main__":
     keras.utils.set_random_seed(101)
     half_the_bits(True)
     model = load_model(args.run / "last.keras") if (args.run / "last.keras").exists() else vessel_model(masks=True)
-    if args.start and not (args.run / "last.keras").exists():
+    if args.start:
         take(load_model(args.start), model)
-    look = closer_look(model)
-    if not args.start:
-        learn(model, look, SQUARE, {"suspicion": 1.0, "mask": 2.0}, squares, ALONE, args.run, "alone", args.share)
-    outputs = {"scores": model.get_layer("scores").output, "maps": model.output["maps"], "looks": model.output["looks"]}
-    trainer = keras.Model([model.input, look.input], outputs | look(look.input))
-    labels = label_loss(positive_weights(PRESETS["training"][0]), twins=True)
-    losses = {"scores": labels, "maps": map_loss, "looks": look_loss, **SQUARE}
-    shares = {"scores": 1.0, "maps": 0.2, "looks": 2.0, "suspicion": 0.3, "mask": 0.5}
-    if not args.start:
-        learn(model, trainer, losses, shares, partial(studies, 1000, WHOLE["uses"]), WHOLE, args.run, "whole", args.share)
-    if not (args.run / "settled.json").exists():
-        settle(model, max(2, round(MEANS * args.share)))
+    else:
+        teach(model, args.run, args.share)
     for norm in norms(model):
         norm.trainable = False
-    learn(model, trainer, losses, shares, partial(studies, 1003, SETTLED["uses"]), SETTLED, args.run, "settled", args.share)
-
+    read = read_anew(model, args.run, args.share)
     half_the_bits(False)
-    kept = [load_model(args.run / f"settled-{epoch}.keras").get_weights() for epoch in AVERAGED]
-    model.set_weights([np.mean(weights, axis=0) for weights in zip(*kept)])
     # Kernels in half precision: the file is half the size.
     model.set_weights([w.astype(np.float16).astype(w.dtype) if w.ndim > 1 else w for w in model.get_weights()])
     preset, count, seed = CALIBRATION
@@ -200,7 +259,9 @@ if __name__ == "__main__":
     calibrate(model, cohort, cache=args.run / "cache")
     save_small(model, SHIPPED)
     export_model(SHIPPED)
-    stages = {"settled": SETTLED} if args.start else {"alone": ALONE, "whole": WHOLE, "settled": SETTLED}
+    stages = ({} if args.start else {"alone": ALONE, "whole": WHOLE, "settled": SETTLED}) | {"read": READ}
+    history = args.run / "history.jsonl"
+    before = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
     record = {
         "settings": {"start": args.start and args.start.name, **stages},
         "cohorts": {
@@ -208,7 +269,7 @@ if __name__ == "__main__":
             "valid": {"preset": preset, "patients": count, "seed": seed, "pixels": 720},
         },
         "versions": {"coding_vessels": __version__, "keras": keras.__version__, "numpy": np.__version__},
-        "history": [json.loads(line) for line in (args.run / "history.jsonl").read_text().splitlines()],
+        "history": before + read,
     }
     SHIPPED.with_suffix(".json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     print(f"{SHIPPED}: now run nbs/12_weights.ipynb, which measures it and writes the model card")
