@@ -117,7 +117,7 @@ def train(args) -> int:
     settings = replace(settings, seed=args.seed, **given)
     if args.weights and args.start:
         raise ValueError('--weights and --start exclude each other; a trained model brings its weights.')
-    if args.weights: settings = replace(settings, weights=args.weights)
+    if args.weights: settings = replace(settings, weights=None if args.weights == 'none' else args.weights)
     if args.start:
         if args.size:
             raise ValueError('--size and --start exclude each other; a trained model keeps its size.')
@@ -502,7 +502,7 @@ def _add_training(verb) -> None:
          ('--learning-rate', dict(type=float, help='highest learning rate (default: of the preset, a fifth '
                                                    'of it with --start)')),
          ('--weights', dict(help='file of ImageNet weights for ResNet50 without its top, from Keras '
-                                 '(default: downloaded)')),
+                                 '(default: downloaded), or none: random ones')),
          ('--precision', dict(choices=('auto', 'float32', 'bfloat16', 'float16'),
                               help='auto (default): bfloat16 on a GPU that has it, float16 on an older one, '
                                    'float32 on the processor')),

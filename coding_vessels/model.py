@@ -78,7 +78,7 @@ class Folded(layers.Wrapper):
     def build(self, input_shape):
         if not self.layer.built: self.layer.build((None, *input_shape[2:]))
 
-    def call(self, x, training=None):
+    def call(self, x, training=False):
         unfold = lambda y: ops.reshape(y, (-1, x.shape[1], *y.shape[1:]))
         return tree.map_structure(unfold, self.layer(ops.reshape(x, (-1, *x.shape[2:])), training=training))
 

@@ -24,6 +24,7 @@ from .batches import CELL
 from .engines import WORKERS, Engine
 from .preprocessing import (Preprocessing, frame_warnings, preprocess_frames, usable,
                                           view_warnings)
+from .size import sac_width
 from .studies import FrameError, Study, append_csv, read_frame
 
 # %% auto #0
@@ -135,6 +136,7 @@ class Reading:
     maps: np.ndarray | None             # (8, cells, cells, 13), scores
     settings: Preprocessing             # the model's
     warnings: list[tuple[str, str]]     # view, or '' for the study as a whole, and what is suspicious
+    masks: np.ndarray | None = None     # (52, 16, 16), scores of where in each look an aneurysm is
 
     @property
     def flagged(self) -> list[str]:
@@ -145,17 +147,25 @@ class Reading:
         "Return the views of a location that the network was given."
         return [view for view in views_of(location) if self.present[VIEWS.index(view)]]
 
+    def width(self, location: str, view: str, shape: tuple[int, int]) -> float | None:
+        "Return how wide an aneurysm is in a view, in pixels of its frame of that width and height, or None."
+        if self.masks is None: return None
+        width = sac_width(self.masks, location, view, self.settings.place(0, 0, *shape)[2])
+        return round(width, 1) if np.isfinite(width) else None
+
     def positions(self) -> list[tuple]:
-        """Return location, probability, view, and x and y in pixels of the frame, of each flagged location in
-        each view.
+        """Return location, probability, view, and x, y and width in pixels of the frame, of each flagged
+        location in each view; the width is None where it can't be told.
         """
         rows = []
         for location in self.flagged if self.maps is not None else []:
             probability = round(float(self.probabilities[1 + LOCATIONS.index(location)]), 4)
             for view in self.views_of(location):
                 peak = peak_of(attention_map(self.maps, location, view))
-                x, y = self.settings.place_back(*peak, *self.frames[VIEWS.index(view)].shape[::-1])
-                rows.append((location, probability, view, round(x, 1), round(y, 1)))
+                shape = self.frames[VIEWS.index(view)].shape[::-1]
+                x, y = self.settings.place_back(*peak, *shape)
+                width = self.width(location, view, shape)
+                rows.append((location, probability, view, round(x, 1), round(y, 1), width))
         return rows
 
 # %% ../nbs/09_prediction.ipynb #53de82ed
@@ -199,7 +209,7 @@ def read_study(engine: Engine, study: Study, threshold=None) -> Reading:
     answer = read_frames(engine, given)
     thresholds = np.broadcast_to(engine.thresholds if threshold is None else threshold, (len(LOCATIONS),))
     return Reading(study, frames, present, answer['labels'].astype(float), thresholds, answer.get('maps'),
-                   engine.preprocessing, frame_notes(frames))
+                   engine.preprocessing, frame_notes(frames), answer.get('masks'))
 
 # %% ../nbs/09_prediction.ipynb #8e9afe9d
 def readings(engine: Engine, studies: list[Study], threshold=None, workers: int = WORKERS):
@@ -259,8 +269,8 @@ def tables_of(rows) -> dict[str, pd.DataFrame]:
     flat = lambda name: [[row['Index'], *part] for row in rows for part in row.get(name, [])]
     return {'probabilities': pd.DataFrame([[row['Index'], *row['probabilities']]
                                            for row in rows if 'error' not in row], columns=list(COLUMNS)),
-            'positions': pd.DataFrame(flat('positions'),
-                                      columns=['Index', 'location', 'probability', 'view', 'x', 'y']),
+            'positions': pd.DataFrame(
+                flat('positions'), columns=['Index', 'location', 'probability', 'view', 'x', 'y', 'width']),
             'warnings': pd.DataFrame(flat('warnings'), columns=['Index', 'view', 'file', 'warning']),
             'errors': pd.DataFrame([[row['Index'], row['error']] for row in rows if 'error' in row],
                                    columns=['Index', 'error'])}
@@ -286,8 +296,8 @@ def predict_studies(engine: Engine, studies: list[Study], threshold=None,
     -------
     DataFrame, DataFrame, DataFrame
         Probabilities: Index and the 22 labels, float, NaN where not assessed, in the order of the studies.
-        Positions: Index, location, probability, view, x and y in pixels of the frame. Errors: Index and
-        error.
+        Positions: Index, location, probability, view, and x, y and width in pixels of the frame; the width is
+        NaN where it can't be told. Errors: Index and error.
     """
     rows = []
     append_rows(rows, engine, studies, threshold, visit)

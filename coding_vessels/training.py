@@ -606,7 +606,10 @@ def _epoch(learner: keras.Model, parts: list[list[Study]], settings: Settings, e
     seed = np.random.SeedSequence([settings.seed, epoch]).generate_state(1)[0]
     batches, held = (training_batches(learner, part, changed, cache) for part, changed in
                      zip(parts, (replace(settings, seed=int(seed)), replace(settings, augmentation=None))))
-    done = learner.fit(batches, validation_data=held, shuffle=False, verbose=0, callbacks=[_Progress(bar)])
+    # Without their number, Keras on TensorFlow counts one step more than there are
+    steps, tests = (-(-len(part) // settings.batch_size) for part in parts)
+    done = learner.fit(batches, steps_per_epoch=steps, validation_data=held, validation_steps=tests,
+                       shuffle=False, verbose=0, callbacks=[_Progress(bar)])
     losses = {name: values[0] for name, values in done.history.items()}
     return {'epoch': epoch} | losses | {'learning_rate': learning_rate_of(learner)}
 

@@ -66,6 +66,6 @@ def test_notebooks_import_only_from_lower_numbers():
 
 
 def test_light_modules_do_not_import_tensorflow():
-    names = "anatomy phantom studies preprocessing batches dicom engines evaluation prediction risk report cli".split()
+    names = "anatomy phantom studies preprocessing batches dicom engines evaluation size prediction risk report cli".split()
     program = f"import sys; [__import__('coding_vessels.' + name) for name in {names}]; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0

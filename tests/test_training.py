@@ -1,6 +1,7 @@
 """Runs that go on from others: fine-tuned ones and killed ones."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -186,6 +187,8 @@ def test_weights_from_a_file(cohort, tmp_path, capsys, monkeypatch):
     assert main([*words, "--preset", "report-2023"]) == 0
     settings = json.loads((tmp_path / "run/settings.json").read_text())["settings"]
     assert [settings[name] for name in ("recipe", "weights", "learning_rate")] == ["2023", "resnet.h5", 1e-5]
+    assert main([*words, "--preset", "report-2023", "--weights", "none", "--out", str(tmp_path / "random")]) == 0
+    assert json.loads((tmp_path / "random/settings.json").read_text())["settings"]["weights"] is None
 
 
 def test_extra_gpu_brings_cuda():
@@ -232,3 +235,46 @@ def test_interrupted_names_resume(tmp_path, capsys, monkeypatch):
     data = ROOT / "data/demo"
     assert main(["train", "--csv", str(data / "groundtruth.csv"), "--images", str(data), "--out", str(tmp_path / "run")]) == 130
     assert "interrupted; the same command with --resume goes on" in capsys.readouterr().err
+
+
+BOTH = """
+import sys
+import keras
+import numpy as np
+from keras import layers
+from coding_vessels import training
+from coding_vessels.preprocessing import Preprocessing
+from coding_vessels.studies import read_cohort
+
+def network(settings):
+    "A small network with the same first weights whatever the backend."
+    frames = keras.Input((8, 64, 64), dtype="uint8")
+    x = layers.Dense(16, "relu")(layers.Flatten()(layers.Rescaling(1 / 255)(frames)))
+    model = keras.Model(frames, {"labels": layers.Activation("sigmoid", name="labels")(layers.Dense(22, name="scores")(x))})
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(0, 0.01, weight.shape) for weight in model.get_weights()])
+    return model
+
+training.build_model = network
+studies, _ = read_cohort(sys.argv[1] + "/groundtruth.csv", sys.argv[1])
+settings = training.Settings(preprocessing=Preprocessing(64), epochs=2, batch_size=4, seed=3)
+training.train(studies, sys.argv[2], settings)
+"""
+
+
+def test_both_backends_learn_alike(cohort, tmp_path):
+    """The same seed: losses and weights of TensorFlow and JAX agree to a thousandth; and each says what it computes on."""
+    pytest.importorskip("jax")
+    import keras
+
+    told = {}
+    for backend in ("tensorflow", "jax"):
+        words = [sys.executable, "-c", BOTH, str(cohort), str(tmp_path / backend)]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"KERAS_BACKEND": backend})
+        assert done.returncode == 0, done.stderr[-2000:]
+        told[backend] = done.stdout
+    assert "TensorFlow finds no GPU" in told["tensorflow"] and "JAX finds no GPU" in told["jax"]
+    histories = [pd.read_csv(tmp_path / backend / "history.csv") for backend in told]
+    assert np.allclose(*histories, rtol=1e-3) and len(histories[0]) == 2
+    weights = [keras.saving.load_model(tmp_path / backend / "best.keras", compile=False).get_weights() for backend in told]
+    assert max(np.abs(a - b).max() for a, b in zip(*weights)) < 1e-3

@@ -42,3 +42,18 @@ def test_saved_outputs_are_of_these_weights():
     told = {name: digests for name, digests in said.items() if digests}
     assert {"12_weights", "15_outside"} <= set(told)
     assert {name: digests for name, digests in told.items() if digests != {DIGEST}} == {}
+
+
+def test_flagged_aneurysms_have_a_width():
+    """In pixels of the frame, where the sac ends within its square; and none where a network has no masks."""
+    from dataclasses import replace
+
+    from coding_vessels.prediction import read_study
+
+    studies, _ = read_cohort(DEMO / "test.csv", DEMO, labelled=False)
+    readings = [read_study(load_engine(), study, threshold=0.2) for study in studies]
+    widths = [place[-1] for reading in readings for place in reading.positions()]
+    assert any(width is not None for width in widths)
+    assert all(width is None or 3 < width < 100 for width in widths)
+    blind = replace(readings[1], masks=None).positions()
+    assert blind and all(place[-1] is None for place in blind)
