@@ -122,8 +122,11 @@ def export_model(path, engine: str = 'openvino', precision: str = 'float32',
     FileNotFoundError, ValueError
         If there is no such model, or engine or precision are unknown or lack a package.
     """
-    import tensorflow as tf
+    import keras
     from coding_vessels.model import load_model, preprocessing_of, thresholds_of
+    if keras.backend.backend() != 'tensorflow':
+        raise ValueError('exporting needs Keras on TensorFlow; call it again without KERAS_BACKEND.')
+    import tensorflow as tf
     if engine not in ('openvino', 'onnx'):
         raise ValueError(f"'{engine}' is no engine to export for; use 'openvino' or 'onnx'.")
     if precision not in PRECISIONS:

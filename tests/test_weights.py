@@ -57,3 +57,9 @@ def test_flagged_aneurysms_have_a_width():
     assert all(width is None or 3 < width < 100 for width in widths)
     blind = replace(readings[1], masks=None).positions()
     assert blind and all(place[-1] is None for place in blind)
+
+
+def test_exporting_needs_tensorflow(monkeypatch):
+    monkeypatch.setattr("keras.backend.backend", lambda: "jax")
+    with pytest.raises(ValueError, match="exporting needs Keras on TensorFlow; call it again without KERAS_BACKEND"):
+        export_model(SHIPPED)
