@@ -456,7 +456,7 @@ def draw_lesson(seed, population, scanner, settings: Preprocessing, augmentation
     changed = [pair_targets(pair, [*seed, 2, use], augmentation, missing) for use in range(uses)]
     return changed, pair_squares(pair, SQUARE + 2 * REACH)
 
-
+# %% ../nbs/04_batches.ipynb #8d21c6f4
 def _draw_numbered(seed: int, options, number: int):
     return draw_lesson([seed, number], *options)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from .anatomy import COLUMNS, LOCATIONS, MIRRORED, SHOWN, VIEWS, structure_of, views_of
-from .batches import CELL
+from .batches import CELL, in_order
 from .engines import WORKERS, Engine
 from .preprocessing import (Preprocessing, frame_warnings, preprocess_frames, usable,
                                           view_warnings)
@@ -220,14 +219,7 @@ def readings(engine: Engine, studies: list[Study], threshold=None, workers: int 
         try: return read_study(engine, study, threshold)
         except (FrameError, OSError) as error: return error
 
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = deque()
-        try:
-            for study in studies:
-                waiting.append(pool.submit(work, study))
-                if len(waiting) > 2 * workers: yield waiting.popleft().result()
-            while waiting: yield waiting.popleft().result()
-        finally: pool.shutdown(cancel_futures=True)
+    yield from in_order(ThreadPoolExecutor(workers), work, studies, 2 * workers)
 
 # %% ../nbs/09_prediction.ipynb #80516c61
 def append_rows(rows, engine: Engine, studies: list[Study], threshold=None, visit=None,

@@ -194,7 +194,7 @@ def teach(network, run, share):
 
 def readings(network, run, pairs):
     """Return what the last layers read of pairs of twins, (pairs, 2, 21, 4, features), and the labels, (pairs, 2, 22)."""
-    file, reader = run / "readings.npz", keras.Model(network.input, network.get_layer("readout").output)
+    file, reader = run / f"readings-{pairs}.npz", keras.Model(network.input, network.get_layer("readout").output)
     if not file.exists():
         made = [
             (np.float16(reader.predict_on_batch(frames)), targets["labels"])
