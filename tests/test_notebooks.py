@@ -69,3 +69,15 @@ def test_light_modules_do_not_import_tensorflow():
     names = "anatomy phantom studies preprocessing batches dicom engines evaluation size prediction risk report cli".split()
     program = f"import sys; [__import__('coding_vessels.' + name) for name in {names}]; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+
+
+def test_links_between_notebooks_lead_somewhere():
+    import json
+    import re
+
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        links = re.findall(r"\]\(([^)#]+\.ipynb)\)", "".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown"))
+        assert links, f"{path.name} links to no other notebook"
+        lost = [link for link in links if "://" not in link and not (path.parent / link).exists()]
+        assert not lost, f"{path.name} links to {lost}"
