@@ -112,8 +112,8 @@ def train(args) -> int:
         errors = pd.concat([errors, _lost(problems, others)])
     elif args.validation_images:
         raise ValueError('--validation-images needs --validation, the CSV of these patients.')
-    given = {name: getattr(args, name) for name in (
-        'epochs', 'batch_size', 'accumulate', 'patience', 'precision') if getattr(args, name) is not None}
+    names = 'epochs', 'batch_size', 'accumulate', 'patience', 'precision', 'specificity'
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     settings = replace(settings, seed=args.seed, **given)
     if args.weights and args.start:
         raise ValueError('--weights and --start exclude each other; a trained model brings its weights.')
@@ -510,6 +510,9 @@ def _add_training(verb) -> None:
                                help='batches whose gradients make one step: a larger batch in no more '
                                     'memory')),
          ('--patience', dict(type=int, help='epochs without improvement before it stops')),
+         ('--specificity', dict(type=float,
+                                help='share of healthy patients whom the thresholds leave in peace (default: '
+                                     'the fewest mistakes)')),
          ('--validation', dict(help='CSV of other patients, to choose the epoch and to calibrate (default: '
                                     '15 %% of the patients)')),
          ('--validation-images', dict(help='and the folder of their frames (default: --images)')),

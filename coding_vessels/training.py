@@ -171,6 +171,7 @@ class Settings:
     recipe: str = 'ours'                # '2023' learns as the report did
     learning_rate: float = 1.5e-3       # rises for a twentieth of the steps, then falls to 0 along a cosine
     patience: int = 8                   # epochs without improvement before it stops
+    specificity: float | None = None    # that the thresholds keep to; None: they make the fewest mistakes
     precision: str = 'auto'             # one of PRECISIONS, or what suits the device; the result is float32
     seed: int = 0
 
@@ -178,6 +179,8 @@ class Settings:
         for name in ('batch_size', 'accumulate', 'epochs', 'patience', 'learning_rate'):
             value = getattr(self, name)
             if value <= 0: raise ValueError(f'{name} is {value}; it must be above 0.')
+        if self.specificity is not None and not 0 < self.specificity <= 1:
+            raise ValueError(f'specificity is {self.specificity}; give a number above 0, at most 1.')
         if self.precision not in ('auto', *PRECISIONS):
             raise ValueError(f"'{self.precision}' is no precision; use auto, {', '.join(PRECISIONS)}.")
         if self.start and self.weights:
@@ -352,8 +355,24 @@ def fit_calibration(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
 
 
 # %% ../nbs/07_training.ipynb #c97b10f4
-def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    "Return each location's threshold with the fewest mistakes, (21,); probabilities and labels are (n, 21)."
+def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray,
+                      specificity: float | None = None) -> np.ndarray:
+    """Return the probability from which each location is flagged, (21,).
+
+    Parameters
+    ----------
+    probabilities, labels : ndarray, shape (n, 21)
+        Of patients; labels are True where an aneurysm is.
+    specificity : float, optional
+        The share, above 0, of patients without an aneurysm who may not be flagged anywhere: one threshold
+        for all locations, the lowest that keeps to it. Otherwise each location's has the fewest mistakes.
+    """
+    if specificity is not None:
+        highest = probabilities[~labels.any(axis=1)].max(axis=1)
+        levels = np.unique([*highest, 1.0])
+        between = (levels[1:] + levels[:-1]) / 2
+        kept = (highest[:, None] < between).mean(axis=0) >= specificity
+        return np.full(labels.shape[1], between[kept.argmax()])
     grid = np.linspace(0.2, 0.8, 25)
     mistakes = np.array([((probabilities >= threshold) != labels).sum(axis=0) for threshold in grid])
     def nearest(counts):
@@ -364,10 +383,12 @@ def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarr
     return np.array([nearest(own) if count >= 10 else together for own, count in zip(mistakes.T, positives)])
 
 # %% ../nbs/07_training.ipynb #59b64288
-def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cache=None) -> keras.Model:
+def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cache=None,
+              specificity: float | None = None) -> keras.Model:
     """Return the model with slopes, offsets and thresholds fitted on labelled studies; they are set in place.
 
-    Each study is read as in prediction. A network without calibration stays as it is.
+    Each study is read as in prediction. A network without calibration stays as it is. `specificity` is that
+    of `choose_thresholds`.
     """
     if not any(layer.name == 'calibration' for layer in model.layers): return model
     scorer, settings = keras.Model(model.input, model.get_layer('scores').output), preprocessing_of(model)
@@ -381,7 +402,8 @@ def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cac
     each, (labels, *_) = zip(*map(read, settings.readings()))
     scores = np.stack(each).astype(float)
     layer, (slope, offset) = model.get_layer('calibration'), fit_calibration(scores, labels)
-    thresholds = choose_thresholds(expit(slope * scores + offset).mean(axis=0), labels[:, 1:] == 1)
+    probabilities = expit(slope * scores + offset).mean(axis=0)
+    thresholds = choose_thresholds(probabilities, labels[:, 1:] == 1, specificity)
     layer.slope.assign(slope)
     layer.offset.assign(offset)
     layer.threshold.assign(thresholds)
@@ -646,6 +668,9 @@ def _parts(studies: list[Study], validation: list[Study] | None, settings: Setti
     else: keep_apart(studies, validation, settings.start)
     if len(studies) < 2 or not validation:
         raise ValueError(f'{len(studies)} studies to train and {len(validation)} to validate are too few.')
+    if settings.specificity and all(study.labels[0] == 1 for study in validation):
+        raise ValueError('every patient to validate has an aneurysm, so no specificity can be kept to; '
+                         'add healthy ones, or leave specificity out.')
     return [studies, validation]
 
 
@@ -666,7 +691,7 @@ def _run(model: keras.Model, parts: list[list[Study]], settings: Settings, out: 
     learner = compile_model(model, studies, schedule(settings, len(studies)), settings)
     with enough_memory(settings): weights = _fit(learner, studies, validation, settings, out, cache, verbose)
     best.set_weights(weights)
-    calibrate(best, validation, settings.batch_size, cache)
+    calibrate(best, validation, settings.batch_size, cache, settings.specificity)
     with whole(out / 'best.keras') as beside: best.save(beside())
 
 

@@ -7,7 +7,8 @@ then the whole network. Squares, whole studies and studies with hidden views dif
 set of them: so the means of batch normalisation are then taken from whole studies and kept, and the network learns on with them.
 One epoch's weights differ from the next one's; the mean of two is steadier. `--start` takes a trained model instead of all this.
 Then all but the last layers stand still, and these learn anew what to make of the readings of each location. Calibrates on other
-patients with natural frequencies, and writes the shipped files. RUN keeps what is done; an interrupted call goes on.
+patients with natural frequencies, so that one in twenty without an aneurysm is flagged, and writes the shipped files. `--calibrate`
+does only that, with the weights that ship now. RUN keeps what is done; an interrupted call goes on.
 `--share 0.01` is a trial with a hundredth of the steps and the patients.
 
 Keras computes with TensorFlow, or with JAX if the environment says KERAS_BACKEND=jax; on a graphics card in bfloat16, on a
@@ -48,6 +49,7 @@ MEANS = 60                                                                     #
 AVERAGED = 1, 4                                                                # epochs of this stage whose weights' mean is taken
 READ = {"pairs": 3000, "size": 2, "rate": 2e-3, "epochs": 8}                   # for the last layers
 CALIBRATION = "varied", 1200, 801                                              # preset, patients, seed
+SPECIFICITY = 0.95                                                             # of these, to which the thresholds keep
 SQUARE = {"suspicion": suspicion_loss, "mask": mask_loss}
 
 
@@ -229,47 +231,60 @@ def read_anew(network, run, share):
     return [{"stage": "read", "epoch": epoch, "loss": round(loss, 4)} for epoch, loss in enumerate(done.history["loss"])]
 
 
+def made(run, start, share):
+    """Return a trained network and the record of its training."""
+    half_the_bits(True)
+    model = load_model(run / "last.keras") if (run / "last.keras").exists() else vessel_model(masks=True)
+    if start:
+        take(load_model(start), model)
+    else:
+        teach(model, run, share)
+    for norm in norms(model):
+        norm.trainable = False
+    read = read_anew(model, run, share)
+    half_the_bits(False)
+    # Kernels in half precision: the file is half the size.
+    model.set_weights([w.astype(np.float16).astype(w.dtype) if w.ndim > 1 else w for w in model.get_weights()])
+    stages = ({} if start else {"alone": ALONE, "whole": WHOLE, "settled": SETTLED}) | {"read": READ}
+    history = run / "history.jsonl"
+    before = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
+    training = {"preset": "training", "patients": 2 * sum(plan["pairs"] for plan in stages.values())}
+    return model, {
+        "settings": {"start": start and start.name, **stages},
+        "cohorts": {"training": training},
+        "history": before + read,
+    }
+
+
+def others(run, share):
+    """Return the patients to calibrate on; they are drawn if they are not there."""
+    (preset, count, seed), folder = CALIBRATION, run / "calibration"
+    if not folder.exists():
+        write_cohort(folder, max(20, round(count * share)), seed, 720, *PRESETS[preset])
+    cohort, problems = read_cohort(folder / "groundtruth.csv", folder)
+    assert not len(problems), problems
+    return cohort
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--start", type=Path)
+    parser.add_argument("--calibrate", action="store_true")
     parser.add_argument("--share", type=float, default=1.0)
     args = parser.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)
 
     keras.utils.set_random_seed(101)
-    half_the_bits(True)
-    model = load_model(args.run / "last.keras") if (args.run / "last.keras").exists() else vessel_model(masks=True)
-    if args.start:
-        take(load_model(args.start), model)
+    if args.calibrate:
+        model, record = load_model(SHIPPED), json.loads(SHIPPED.with_suffix(".json").read_text(encoding="utf-8"))
     else:
-        teach(model, args.run, args.share)
-    for norm in norms(model):
-        norm.trainable = False
-    read = read_anew(model, args.run, args.share)
-    half_the_bits(False)
-    # Kernels in half precision: the file is half the size.
-    model.set_weights([w.astype(np.float16).astype(w.dtype) if w.ndim > 1 else w for w in model.get_weights()])
-    preset, count, seed = CALIBRATION
-    folder = args.run / "calibration"
-    if not folder.exists():
-        write_cohort(folder, max(20, round(count * args.share)), seed, 720, *PRESETS[preset])
-    cohort, problems = read_cohort(folder / "groundtruth.csv", folder)
-    assert not len(problems), problems
-    calibrate(model, cohort, cache=args.run / "cache")
+        model, record = made(args.run, args.start, args.share)
+    calibrate(model, others(args.run, args.share), cache=args.run / "cache", specificity=SPECIFICITY)
     save_small(model, SHIPPED)
     export_model(SHIPPED)
-    stages = ({} if args.start else {"alone": ALONE, "whole": WHOLE, "settled": SETTLED}) | {"read": READ}
-    history = args.run / "history.jsonl"
-    before = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
-    record = {
-        "settings": {"start": args.start and args.start.name, **stages},
-        "cohorts": {
-            "training": {"preset": "training", "patients": 2 * sum(plan["pairs"] for plan in stages.values())},
-            "valid": {"preset": preset, "patients": count, "seed": seed, "pixels": 720},
-        },
-        "versions": {"coding_vessels": __version__, "keras": keras.__version__, "numpy": np.__version__},
-        "history": before + read,
-    }
+    preset, count, seed = CALIBRATION
+    record["cohorts"]["valid"] = {"preset": preset, "patients": count, "seed": seed, "pixels": 720, "specificity": SPECIFICITY}
+    record["versions"] = {"coding_vessels": __version__, "keras": keras.__version__, "numpy": np.__version__}
     SHIPPED.with_suffix(".json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     print(f"{SHIPPED}: now run nbs/12_weights.ipynb, which measures it and writes the model card")
