@@ -21,7 +21,7 @@ for path in wanted:
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
     for cell in notebook.cells:
-        cell.metadata = {}
+        cell.metadata = {name: kept for name, kept in cell.metadata.items() if name == "jupyter"}    # folded solutions
         if cell.cell_type == "code":
             cell.execution_count = None
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]

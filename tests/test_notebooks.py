@@ -81,3 +81,16 @@ def test_links_between_notebooks_lead_somewhere():
         assert links, f"{path.name} links to no other notebook"
         lost = [link for link in links if "://" not in link and not (path.parent / link).exists()]
         assert not lost, f"{path.name} links to {lost}"
+
+
+def test_solutions_are_folded():
+    import json
+
+    found = 0
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for task, solution in zip(cells, cells[1:]):
+            if "".join(task["source"]).startswith("## Exercises"):
+                assert solution["metadata"] == {"jupyter": {"source_hidden": True}}, f"{path.name} shows its solutions"
+                found += 1
+    assert found >= 7
