@@ -38,7 +38,7 @@ def measure(notebooks):
         "with output, %": round(100 * sum(bool(cell["outputs"]) for cell in code) / len(code)),
         "failure tests": len(re.findall(r"test_fail\(|pytest\.raises", every)),
         "links": len(re.findall(r"\]\([^)]+\)", text)),
-        "exercises": sum(len(re.findall(r"^\d+\. ", part, re.M)) for part in re.findall(r"## Exercises\n(.*)", text, re.S)),
+        "exercises": sum(len(re.findall(r"^\d+\. ", part, re.M)) for part in re.findall(r"## Exercises\n(.*?)(?=\n## |\Z)", text, re.S)),
     }
 
 
