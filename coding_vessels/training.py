@@ -364,15 +364,22 @@ def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray,
     probabilities, labels : ndarray, shape (n, 21)
         Of patients; labels are True where an aneurysm is.
     specificity : float, optional
-        The share, above 0, of patients without an aneurysm who may not be flagged anywhere: one threshold
+        The share, above 0, of patients without an aneurysm who must not be flagged anywhere: one threshold
         for all locations, the lowest that keeps to it. Otherwise each location's has the fewest mistakes.
+
+    Raises
+    ------
+    ValueError
+        If no threshold keeps to the specificity, or nobody is without an aneurysm.
     """
     if specificity is not None:
         highest = probabilities[~labels.any(axis=1)].max(axis=1)
         levels = np.unique([*highest, 1.0])
         between = (levels[1:] + levels[:-1]) / 2
-        kept = (highest[:, None] < between).mean(axis=0) >= specificity
-        return np.full(labels.shape[1], between[kept.argmax()])
+        kept = between[[(highest < level).mean() >= specificity for level in between]]
+        if not len(kept): raise ValueError(f'no threshold keeps to a specificity of {specificity}; lower it, '
+                                           'or add patients without an aneurysm.')
+        return np.full(labels.shape[1], kept[0])
     grid = np.linspace(0.2, 0.8, 25)
     mistakes = np.array([((probabilities >= threshold) != labels).sum(axis=0) for threshold in grid])
     def nearest(counts):

@@ -269,8 +269,9 @@ def others(run, share):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--start", type=Path)
-    parser.add_argument("--calibrate", action="store_true")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--start", type=Path)
+    either.add_argument("--calibrate", action="store_true")
     parser.add_argument("--share", type=float, default=1.0)
     args = parser.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)

@@ -83,6 +83,16 @@ def test_links_between_notebooks_lead_somewhere():
         assert not lost, f"{path.name} links to {lost}"
 
 
+def test_each_notebook_leads_to_its_neighbours():
+    import json
+
+    names = [path.stem for path in NOTEBOOKS if path.stem[0].isdigit()]
+    for name, earlier, later in zip(names, [None, *names], [*names[1:], None]):
+        last = "".join(json.loads((ROOT / f"nbs/{name}.ipynb").read_text(encoding="utf-8"))["cells"][-1]["source"]).splitlines()[-1]
+        wanted = [f"← [`{earlier}`]({earlier}.ipynb)"] * bool(earlier) + [f"[`{later}`]({later}.ipynb) →"] * bool(later)
+        assert last == " · ".join(wanted), f"{name} ends with {last}"
+
+
 def test_solutions_are_folded():
     import json
 
@@ -93,4 +103,4 @@ def test_solutions_are_folded():
             if "".join(task["source"]).startswith("## Exercises"):
                 assert solution["metadata"] == {"jupyter": {"source_hidden": True}}, f"{path.name} shows its solutions"
                 found += 1
-    assert found >= 7
+    assert found >= 11
