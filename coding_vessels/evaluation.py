@@ -148,7 +148,7 @@ def auroc(truth: pd.DataFrame, output: pd.DataFrame) -> float:
 
 
 def location_accuracy(truth: pd.DataFrame, output: pd.DataFrame) -> float:
-    "Return 1 - sum |truth - output| / (patients * 21) over the locations."
+    "Return 1 - sum(abs(truth - output)) / (patients * 21) over the locations."
     names = list(LOCATIONS)
     return 1 - (float((truth[names] - align(truth, output)[names]).abs().to_numpy().sum())
                 / (len(truth) * len(names)))
