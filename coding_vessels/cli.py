@@ -90,6 +90,12 @@ def import_dicom(args) -> int:
     # what matters comes as a sentence
     logging.getLogger('pydicom').setLevel(logging.CRITICAL)
     warnings.simplefilter('ignore')
+    if args.propose:
+        table = dicom.propose_mapping(args.folder, args.propose)
+        print(f'{len(table)} files: {args.propose}; {(table["view"] == "").sum()} leave their view open and '
+              'stand first. Fill them in, and give the table to --mapping.')
+        return 0
+    if not (args.out and args.key): raise ValueError('give --out and --key, or --propose.')
     problems = dicom.import_dicom(args.folder, args.out, args.key, args.mapping, args.projection)
     _print_problems(problems)
     print(f'{len(pd.read_csv(Path(args.out) / "test.csv"))} studies: {args.out}; '
@@ -477,9 +483,10 @@ def _add_cohorts(verb) -> None:
     "Add the verbs that read cohorts."
     verb(check, _CSV, _IMAGES, ('--unlabelled', dict(action='store_true', help='the CSV needs no labels')))
     verb(import_dicom, ('folder', dict(help='all files in it and below are tried')),
-         ('--out', dict(required=True, help='new folder of the cohort')),
-         ('--key', dict(required=True,
-                        help='new CSV outside the cohort: which index was which patient and study')),
+         ('--out', dict(help='new folder of the cohort')),
+         ('--key', dict(help='new CSV outside the cohort: which index was which patient and study')),
+         ('--propose', dict(help='only write a new CSV of all files and the views they say, to complete and '
+                                 'give to --mapping')),
          ('--mapping', dict(help='CSV with file, Patient, view, and perhaps study, for what the files leave '
                                  'open')),
          ('--projection', dict(choices=('filling', 'minimum'), default='filling',

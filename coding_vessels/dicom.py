@@ -30,8 +30,8 @@ from .files import whole
 from .studies import PIXELS, SIDES, FrameError, check_file, read_table
 
 # %% auto #0
-__all__ = ['LONGEST', 'grey_frames', 'best_number', 'best_frame', 'read_dicom', 'tag_of', 'angle_of', 'view_of', 'is_mirrored',
-           'import_dicom']
+__all__ = ['LONGEST', 'grey_frames', 'best_number', 'best_frame', 'read_dicom', 'tag_of', 'angle_of', 'unsure', 'view_of',
+           'is_mirrored', 'propose_mapping', 'import_dicom']
 
 # %% ../nbs/02a_dicom.ipynb #5b0c3a71
 def _span(frames) -> tuple[float, float]:
@@ -238,17 +238,35 @@ def angle_of(dataset) -> float:
     except ValueError: return math.nan
 
 
-def view_of(dataset) -> str | None:
-    "Return the view that angles and description of a DICOM object agree on, or None if they leave it open."
+def _injection(dataset) -> str:
+    "Return the one injection that the description of a DICOM object names, such as LI; empty otherwise."
     text = ' '.join(
         tag_of(dataset, name)
         for name in ('SeriesDescription', 'ProtocolName', 'AcquisitionDescription', 'ImageComments')
     ).lower().replace('_', ' ')
     named = [[key for key, pattern in table.items() if re.search(pattern, text)]
              for table in (_SIDE, _ARTERY)]
+    return named[0][0] + named[1][0] if all(len(keys) == 1 for keys in named) else ''
+
+
+def _plane(dataset) -> str:
+    "Return A for a frontal DICOM object, B for a lateral one; empty for another angle, or none."
     angle = abs(angle_of(dataset))
-    plane = 'A' if angle <= 40 else 'B' if 60 <= angle <= 120 else None
-    return f'{named[0][0]}{named[1][0]}-{plane}' if plane and all(len(keys) == 1 for keys in named) else None
+    return 'A' if angle <= 40 else 'B' if 60 <= angle <= 120 else ''
+
+
+def unsure(dataset) -> str:
+    "Return why a DICOM object leaves its view open; empty if it does not."
+    if tag_of(dataset, 'PositionerMotion') == 'DYNAMIC': return 'a rotational run'
+    if not _plane(dataset):
+        angle = angle_of(dataset)
+        return 'it says no angle' if math.isnan(angle) else f'an angle of {angle:.0f} degrees'
+    return '' if _injection(dataset) else 'its description names no one injection'
+
+
+def view_of(dataset) -> str | None:
+    "Return the view that angles and description of a DICOM object agree on, or None if they leave it open."
+    return None if unsure(dataset) else f'{_injection(dataset)}-{_plane(dataset)}'
 
 # %% ../nbs/02a_dicom.ipynb #1f7e5d30
 def is_mirrored(dataset, view: str) -> bool | None:
@@ -285,8 +303,8 @@ def _files_below(source: Path, problems: list) -> dict[str, Path]:
 
 
 def _read_mapping(mapping, files) -> dict[str, tuple[str, str, str]]:
-    """Return patient, study (perhaps empty) and view by file of a mapping;
-    every row must name one of the files, and none twice.
+    """Return patient, study (perhaps empty) and view by file of a mapping; every row must name one of the
+    files, and none twice. A row without a view says nothing; a view of `-` leaves the file out.
     """
     if mapping is None: return {}
     table = read_table(mapping, key='file')
@@ -294,17 +312,75 @@ def _read_mapping(mapping, files) -> dict[str, tuple[str, str, str]]:
     if missing: raise ValueError(f'{mapping} lacks the columns {", ".join(missing)}; add them.')
     table['file'] = table['file'].where(table['file'].isin(list(files)), table['file'].str.replace('\\', '/'))
     for line, row in table.iterrows():
-        if row['view'] not in VIEWS:
+        if row['view'] not in (*VIEWS, '', '-'):
             raise ValueError(f"{mapping}, line {line}: '{row['view']}' is no view; "
-                             f"use one of {', '.join(VIEWS)}.")
+                             f"use one of {', '.join(VIEWS)}, or - to leave the file out.")
         if row['file'] not in files:
             raise ValueError(f"{mapping}, line {line}: there is no file '{row['file']}'; "
                              'write it as it lies in the folder.')
-        if not row['Patient']: raise ValueError(f'{mapping}, line {line}: the row has no Patient; write one.')
+        if row['view'] in VIEWS and not row['Patient']:
+            raise ValueError(f'{mapping}, line {line}: the row has no Patient; write one.')
     if table['file'].duplicated().any():
         raise ValueError(f"{mapping} names {table['file'][table['file'].duplicated()].iloc[0]} twice; "
                          'keep one of the rows.')
-    return {row['file']: (row['Patient'], row.get('study', ''), row['view']) for _, row in table.iterrows()}
+    return {row['file']: (row['Patient'], row.get('study', ''), row['view'])
+            for _, row in table[table['view'] != ''].iterrows()}
+
+# %% ../nbs/02a_dicom.ipynb #7dd4713b
+def _write_private(path: Path, table: pd.DataFrame) -> None:
+    "Write a table into a new file that nobody but its owner can read, from its first byte on."
+    with open(path, 'x', encoding='utf-8', newline='',
+              opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        table.to_csv(file, index=False)
+
+
+def _proposed(path: Path) -> dict[str, str]:
+    "Return a row of a proposed mapping: what a file says of itself, and the view if that follows from it."
+    try: dataset = pydicom.dcmread(path, stop_before_pixels=True)
+    except Exception: return {'view': '-', 'unsure': 'no readable DICOM file'}
+    if 'Rows' not in dataset: return {'view': '-', 'unsure': 'no picture'}
+    columns = {'Patient': 'PatientID', 'study': 'StudyInstanceUID', 'date': 'StudyDate',
+               'series': 'SeriesNumber', 'description': 'SeriesDescription', 'frames': 'NumberOfFrames',
+               'angle': 'PositionerPrimaryAngle', 'second angle': 'PositionerSecondaryAngle'}
+    said = {column: tag_of(dataset, name) for column, name in columns.items()}
+    return {'view': view_of(dataset) or '', 'unsure': unsure(dataset)} | said
+
+
+def propose_mapping(source, mapping) -> pd.DataFrame:
+    """Write a mapping for `import_dicom` that a person completes, and return it.
+
+    Parameters
+    ----------
+    source : str or Path
+        A folder; all files in it and below are listed.
+    mapping : str or Path
+        New CSV: file, Patient, study, view (empty where the file leaves it open, `-` where it is no picture
+        or another file shows that view of the study), unsure (why), and what else the file says. What is
+        open stands first.
+
+    Returns
+    -------
+    DataFrame
+
+    Raises
+    ------
+    FileNotFoundError, FileExistsError
+        If there is no such folder, or the mapping exists.
+    """
+    source, mapping = Path(source), Path(mapping)
+    if not source.is_dir():
+        raise FileNotFoundError(f'{source} is not a folder; give the folder of the DICOM files.')
+    if mapping.exists(): raise FileExistsError(f'{mapping} exists; choose another name.')
+    files = _files_below(source, [])
+    table = pd.DataFrame([{'file': name} | _proposed(files[name]) for name in sorted(files)]).fillna('')
+    if table.empty: raise ValueError(f'{source} holds no file.')
+    again = table['view'].isin(VIEWS) & table.duplicated(['Patient', 'study', 'view'])
+    table.loc[again, ['view', 'unsure']] = '-', 'another file shows this view of the study'
+    table = table.sort_values('unsure', key=lambda why: why == '', kind='stable')
+    first = [name for name in ('file', 'Patient', 'study', 'view', 'unsure') if name in table]
+    table = table[first + [name for name in table if name not in first]]
+    _write_private(mapping, table)
+    return table
 
 # %% ../nbs/02a_dicom.ipynb #84d6f0b5
 class _Kept(NamedTuple):
@@ -334,7 +410,7 @@ def _take(path: Path, mapped: tuple[str, str, str], projection: str) -> tuple:
     dataset, frames = read_dicom(path)
     own = tag_of(dataset, 'PatientID'), tag_of(dataset, 'StudyInstanceUID'), view_of(dataset)
     patient, study, view = said = [said or tag for said, tag in zip(mapped, own)]
-    names = 'the patient (no PatientID)', 'the study (no StudyInstanceUID)', 'the view'
+    names = 'the patient (no PatientID)', 'the study (no StudyInstanceUID)', f'the view ({unsure(dataset)})'
     left = [name for name, value in zip(names, said) if not value]
     if left:
         raise FrameError(f'{path} leaves {" and ".join(left)} open; '
@@ -349,7 +425,8 @@ def _collect(files: dict[str, Path], chosen: dict, projection: str, folder: Path
     note what is not.
     """
     # what the mapping names comes first
-    found, order = {}, sorted(files, key=lambda name: (name not in chosen, name))
+    found, left_out = {}, {name for name, (*_, view) in chosen.items() if view == '-'}
+    order = sorted(files.keys() - left_out, key=lambda name: (name not in chosen, name))
     for number, name in enumerate(tqdm(order, desc='importing', unit='file', delay=3)):
         path, picture = files[name], folder / f'{number}.png'
         try:
@@ -368,46 +445,35 @@ def _collect(files: dict[str, Path], chosen: dict, projection: str, folder: Path
     return found
 
 # %% ../nbs/02a_dicom.ipynb #f3046875
-def _lacks(found: dict) -> list[tuple[str, str, str, str]]:
-    "Return what the incomplete studies lack, as Index, file, problem, mend."
-    lacking = {one: [view for view in VIEWS if view not in kept] for one, kept in sorted(found.items())}
-    return [('', next(iter(found[one].values())).file, f'this study lacks {", ".join(views)}',
-             'add the files or map them')
-            for one, views in lacking.items() if views]
-
-
 def _notes(studies: dict[str, tuple[str, str]], found: dict) -> list[tuple[str, str, str, str]]:
     "Return what must be looked at in the studies that are imported, as Index, file, problem, mend."
     notes, first = [], {}
     for index, (patient, study) in studies.items():
-        kept = found[patient, study]
+        kept = {view: found[patient, study][view] for view in VIEWS if view in found[patient, study]}
+        file = next(iter(kept.values())).file
+        if lacking := [view for view in VIEWS if view not in kept]:
+            notes.append((index, file, f'this study lacks {", ".join(lacking)}', 'add the files or map them; '
+                          'what no other view shows is not assessed'))
         if first.setdefault(patient, index) != index:
             again = f'another study of the same patient is {first[patient]}'
-            notes.append((index, kept[VIEWS[0]].file, again,
-                          'keep both in one part when you split the cohort'))
-        notes += [(index, kept[view].file, problem, f'look at {index}{view}.png{more}')
-                  for view in VIEWS for problem, more in kept[view].doubts]
+            notes.append((index, file, again, 'keep both in one part when you split the cohort'))
+        notes += [(index, one.file, problem, f'look at {index}{view}.png{more}')
+                  for view, one in kept.items() for problem, more in one.doubts]
     return notes
 
 # %% ../nbs/02a_dicom.ipynb #b9c27e14
 def _write_key(key: Path, studies: dict[str, tuple[str, str]], found: dict) -> None:
-    """Write the way back to the patients into a new file
-    that nobody but its owner can read, from its first byte on.
-    """
+    "Write the way back to the patients."
     rows = [(index, *one, found[one][view].date, view, found[one][view].file)
-            for index, one in studies.items() for view in VIEWS]
-    table = pd.DataFrame(rows, columns=['Index', 'patient', 'study', 'date', 'view', 'file'])
-    with open(key, 'x', encoding='utf-8', newline='',
-              opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-        table.to_csv(file, index=False)
+            for index, one in studies.items() for view in VIEWS if view in found[one]]
+    _write_private(key, pd.DataFrame(rows, columns=['Index', 'patient', 'study', 'date', 'view', 'file']))
 
 
 def _write_imported(beside: Path, key: Path, studies: dict[str, tuple[str, str]], found: dict) -> None:
     "Name the pictures, and write the table and the key."
     for index, one in studies.items():
-        for view in VIEWS: found[one][view].picture.rename(beside / f'images/{index}{view}.png').touch()
-    for one in found.keys() - set(studies.values()):
-        for kept in found[one].values(): kept.picture.unlink()
+        for view in (view for view in VIEWS if view in found[one]):
+            found[one][view].picture.rename(beside / f'images/{index}{view}.png').touch()
     table = pd.DataFrame(0, index=range(len(studies)), columns=list(COLUMNS)).assign(Index=list(studies))
     table.to_csv(beside / 'test.csv', index=False)
     _write_key(key, studies, found)
@@ -428,8 +494,9 @@ def import_dicom(source, out, key, mapping=None, projection: str = 'filling',
         A CSV outside `out` that gets Index, patient, study, date, view, file of each frame:
         the only way back to the patients. Keep it apart.
     mapping : str or Path, optional
-        A CSV with the columns file (relative to `source`), Patient and view, and perhaps study;
-        it goes before what the files say.
+        A CSV with the columns file (relative to `source`), Patient and view, and perhaps study; it goes
+        before what the files say. `propose_mapping` writes one to begin with. A view of `-` leaves a file
+        out, an empty one leaves it to the file.
     projection : 'filling' or 'minimum'
         See `best_frame`.
     seed : int, optional
@@ -444,7 +511,7 @@ def import_dicom(source, out, key, mapping=None, projection: str = 'filling',
     ------
     FileNotFoundError, FileExistsError, ValueError
         If there is no such folder, `out` or `key` exists, the key would lie inside the cohort,
-        or no study has all eight views.
+        or there is no frame whose patient, study and view are known.
     """
     source, out, key = Path(source), Path(out), Path(key)
     if not source.is_dir():
@@ -462,13 +529,11 @@ def import_dicom(source, out, key, mapping=None, projection: str = 'filling',
         beside(key)
         (beside() / 'images').mkdir(parents=True)
         found = _collect(files, chosen, projection, beside() / 'images', problems)
-        complete = [one for one, kept in sorted(found.items()) if len(kept) == len(VIEWS)]
-        problems += _lacks(found)
         wrong = (f'mend what is listed here.\n{table().to_string(index=False)}' if problems
                  else 'it holds no file.')
-        if not complete: raise ValueError(f'{source} has no study with all eight views; {wrong}')
-        order = np.random.default_rng(seed).permutation(len(complete))
-        studies = {f'{number:04d}': complete[i] for number, i in enumerate(order, 1)}
+        if not found: raise ValueError(f'{source} has no frame that can be placed; {wrong}')
+        order = np.random.default_rng(seed).permutation(len(found))
+        studies = {f'{number:04d}': sorted(found)[i] for number, i in enumerate(order, 1)}
         problems += _notes(studies, found)
         _write_imported(beside(), beside(key), studies, found)
         if key.exists(): raise FileExistsError(f'{key} exists; choose another name.')

@@ -43,6 +43,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 autodoc_typehints = "none"          # the docstrings say it
 add_module_names = False
+autodoc_preserve_defaults = True
 suppress_warnings = ["mystnb.unknown_mime_type", "misc.highlighting_failure"]
 
 

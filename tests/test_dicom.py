@@ -6,6 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, XRayAngiographicImageStorage, generate_uid
@@ -119,12 +120,45 @@ def test_what_another_import_wrote_meanwhile_stays(tmp_path, monkeypatch, taken)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["hospital", taken.split("/")[0]])
 
 
-def test_nothing_complete_lists_every_problem(tmp_path, capsys):
+def test_partial_studies_are_kept(tmp_path, capsys):
     hospital = write_studies(tmp_path / "hospital", ["1", "2"])
     for name in ("0_LI-A.dcm", "1_RV-B.dcm"):
         (hospital / name).unlink()
     (hospital / "report.pdf").write_bytes(b"%PDF-1.7")
+    assert main(f"import-dicom {hospital} --out {tmp_path}/new --key {tmp_path}/key.csv".split()) == 3
+    said = capsys.readouterr().out
+    assert all(part in said for part in ("report.pdf", "lacks LI-A", "lacks RV-B", "2 studies"))
+    key = pd.read_csv(tmp_path / "key.csv", dtype=str)
+    images = {path.stem for path in (tmp_path / "new" / "images").iterdir()}
+    assert images == set(key["Index"] + key["view"]) and len(images) == 14
+
+
+def test_a_proposed_mapping_can_be_handed_back(tmp_path, capsys):
+    """With descriptions that say nothing, the mapping lists every file; completed, it imports all of them."""
+    hospital = write_studies(tmp_path / "hospital", ["1", "2"])
+    for path in hospital.glob("*.dcm"):
+        dataset = pydicom.dcmread(path)
+        dataset.SeriesDescription = "run"
+        dataset.save_as(path)
+    (hospital / "report.pdf").write_bytes(b"%PDF-1.7")
     assert main(f"import-dicom {hospital} --out {tmp_path}/new --key {tmp_path}/key.csv".split()) == 1
-    message = capsys.readouterr().err
-    assert all(part in message for part in ("no study with all eight views", "report.pdf", "lacks LI-A", "lacks RV-B"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hospital"]
+    assert "no frame that can be placed" in capsys.readouterr().err
+    assert main(f"import-dicom {hospital} --propose {tmp_path}/mapping.csv".split()) == 0
+    assert "16 leave their view open" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "mapping.csv", dtype=str, keep_default_na=False)
+    assert set(table["file"]) == {path.name for path in hospital.iterdir()}
+    assert table.set_index("file").loc["report.pdf", "view"] == "-"
+    said = table["file"].str.extract(r"_(.+)\.dcm", expand=False)
+    table["view"] = table["view"].where(table["view"] != "", said)
+    table.to_csv(tmp_path / "mapping.csv", index=False)
+    words = f"import-dicom {hospital} --out {tmp_path}/new --key {tmp_path}/key.csv --mapping {tmp_path}/mapping.csv"
+    assert main(words.split()) == 0
+    assert len(list((tmp_path / "new" / "images").iterdir())) == 16
+
+
+def test_import_asks_for_what_it_needs(tmp_path, capsys):
+    (tmp_path / "hospital").mkdir()
+    assert main(f"import-dicom {tmp_path}/hospital --out {tmp_path}/new".split()) == 1
+    assert "give --out and --key, or --propose" in capsys.readouterr().err
+    assert main(f"import-dicom {tmp_path}/hospital --propose {tmp_path}/mapping.csv".split()) == 1
+    assert "holds no file" in capsys.readouterr().err and not (tmp_path / "mapping.csv").exists()
