@@ -26,14 +26,18 @@ setup(
         "Programming Language :: Python :: 3.12",
     ],
     packages=find_packages(include=["coding_vessels", "coding_vessels.*"]),
-    package_data={"coding_vessels": ["assets/*"]},
+    package_data={"coding_vessels": ["assets/*", "py.typed"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={
         "engines": settings["engines_requirements"].split(),
         "gpu": settings["gpu_requirements"].split(),
         "projection": settings["projection_requirements"].split(),
-        "dev": [package for group in ("dev", "engines", "projection") for package in settings[f"{group}_requirements"].split()],
+        "dev": [
+            package
+            for group in ("dev", "engines", "projection")
+            for package in settings[f"{group}_requirements"].split()
+        ],
     },
     entry_points={"console_scripts": settings["console_scripts"].split()},
     zip_safe=False,

@@ -167,7 +167,7 @@ def predict(args) -> int:
     """Write output.csv, probabilities.csv, positions.csv and, if need be, warnings.csv and errors.csv; with
     --report a page to read.
     """
-    from coding_vessels.files import settle, whole
+    from coding_vessels.files import locked, settle, whole
     if args.threshold is not None and not 0 < args.threshold <= 1:
         raise ValueError(f'threshold is {args.threshold}; give a number above 0, at most 1.')
     if args.workers is not None and args.workers < 1:
@@ -179,7 +179,10 @@ def predict(args) -> int:
     record = out.with_name('prediction.json')
     settle(record)
     _check_places(args, files, record, args.overwrite or args.resume)
-    with whole(record, args.resume) as beside:
+    with contextlib.ExitStack() as held:
+        # nobody else writes there, and whether one can write is known before the work
+        for path in filter(None, (args.report, args.overlays)): held.enter_context(locked(path))
+        beside = held.enter_context(whole(record, args.resume))
         _check_places(args, files, record, args.overwrite or args.resume)   # nobody has written meanwhile
         # what waits for the right words stays
         beside.keep = args.resume
@@ -194,8 +197,10 @@ def predict(args) -> int:
 def _check_places(args, files: dict[str, Path], record: Path, overwrite: bool) -> None:
     wanted = [*files.values(), record, *(Path(path) for path in (args.report,) if path)]
     _check_outputs(wanted, args.overlays, [args.csv, args.images, args.truth, args.model], overwrite)
-    foreign = [str(path) for path in (files['warnings'], files['errors'])
-               if path.exists() and path.resolve() not in _written(record)]
+    ours = _written(record)
+    named = [path for name, path in files.items() if name != 'output']      # all but what the user has named
+    foreign = [str(path) for path in named if path.exists() and path.resolve() not in ours]
+    if record.exists() and not ours: foreign.append(str(record))
     if foreign:
         raise FileExistsError(f'{", ".join(foreign)} was not written by this program; move it, or choose '
                               'another --out.')
@@ -232,7 +237,7 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
         # half-written by a call that was killed
         for file in files.values(): beside(file).unlink(missing_ok=True)
         prediction.write_tables(rows, {name: beside(file) for name, file in files.items()}, threshold)
-        lost, before = _lost(problems, studies), _written(record)
+        lost, before = _lost(problems, studies), _written(record) - _output_of(record)
         if len(lost): append_csv(beside(files['errors']), lost)
         if report: report.write(beside(args.report), rows, threshold, lost)
         for place in _places(pictures, args.overlays, before): beside(place)
@@ -281,9 +286,15 @@ def _check_outputs(wanted: list[Path], folder, inputs: list, overwrite: bool) ->
 def _written(record: Path) -> set[Path]:
     "Return the files that an earlier prediction wrote, by its record; none without one."
     import json
-    try:
-        return {(record.parent / name).resolve()
-                for name in json.loads(record.read_text(encoding='utf-8'))['files']}
+    try: files = json.loads(record.read_text(encoding='utf-8'))['files']
+    except (OSError, ValueError, KeyError, TypeError): return set()
+    return {(record.parent / name).resolve() for name in files}
+
+
+def _output_of(record: Path) -> set[Path]:
+    "Return the output that an earlier prediction was told to write: another one's name spares it."
+    import json
+    try: return {(record.parent / Path(json.loads(record.read_text(encoding='utf-8'))['out']).name).resolve()}
     except (OSError, ValueError, KeyError, TypeError): return set()
 
 
@@ -300,7 +311,7 @@ def _places(pictures: Path | None, folder, before: set[Path]) -> list[Path]:
 def _facts(args, engine) -> dict:
     "Return what the result of a prediction depends on, apart from the frames."
     words = {name: None if getattr(args, name) is None else str(getattr(args, name))
-             for name in ('csv', 'images', 'threshold', 'require_all', 'overlays', 'report', 'truth')}
+             for name in ('csv', 'images', 'out', 'threshold', 'require_all', 'overlays', 'report', 'truth')}
     return {'coding_vessels': __version__} | words | {'model': engine.file.name, 'weights': engine.source,
                                                       'engine': engine.name, 'precision': engine.precision}
 

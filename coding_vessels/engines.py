@@ -303,6 +303,7 @@ def load_engine(path=None, engine: str = 'auto') -> Engine:
         raise ValueError(f"'{engine}' is no engine; use auto, {', '.join(ENGINES)}.")
     if engine != 'auto' and path.suffix in ENGINES.values(): path = path.with_suffix(ENGINES[engine])
     if not path.is_file():
+        if path.exists(): raise ValueError(f'{path} is no ordinary file; give a model file.')
         raise FileNotFoundError(f'{path} does not exist; give a model file, for example best.keras of a run, '
                                 'or write it with `coding_vessels export`.')
     name = next((name for name, suffix in ENGINES.items() if suffix == path.suffix), None)

@@ -91,6 +91,7 @@ class Group:
             if made.is_dir() and path.is_dir() and any(path.iterdir()):
                 raise FileExistsError(f'{path} exists and is not an empty folder; '
                                       'choose another or remove it.')
+        for path in self._places.values(): path.parent.mkdir(parents=True, exist_ok=True)
         near = lambda path: str(path.relative_to(self.place.parent)
                                 if path.is_relative_to(self.place.parent) else path)
         moves = {str(made.relative_to(self.folder)): near(path)
@@ -116,7 +117,7 @@ def locked(place):
     BlockingIOError
         If another process holds it.
     PermissionError
-        If its folder cannot be written.
+        If its folder cannot be made or written.
     """
     place = Path(os.path.abspath(place))
     new, file = [folder for folder in place.parents if not folder.exists()], _hidden(place, 'lock')
@@ -128,8 +129,8 @@ def locked(place):
         raise BlockingIOError(f'another process is writing {place.name} in {place.parent}; '
                               'wait until it has ended, or choose another folder.') from None
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS): raise
-        raise PermissionError(f'{place.parent} cannot be written ({os.strerror(error.errno)}); '
+        if error.errno == errno.ENOSPC: raise
+        raise PermissionError(f'{place.parent} cannot be written ({error.strerror}); '
                               'choose another folder, or allow writing.') from None
     try: yield
     finally:

@@ -20,7 +20,7 @@ from .aneurysms import Aneurysm
 from .arteries import STEP, Vessel, beside, smooth, wiggle
 
 # %% auto #0
-__all__ = ['SIZES', 'compiled', 'Scanner', 'Camera', 'aim', 'segments_of', 'path_lengths', 'expose', 'finish', 'filling_at',
+__all__ = ['SIZES', 'Scanner', 'Camera', 'aim', 'compiled', 'segments_of', 'path_lengths', 'expose', 'finish', 'filling_at',
            'draw_veins', 'film_layers', 'expose_film']
 
 # %% ../nbs/01b_films.ipynb #5994d4a6
@@ -109,7 +109,11 @@ def aim(view: str, size: tuple[int, int], rng: np.random.Generator, scanner: Sca
     return Camera(centre - distance * ahead, axes, focal, size)
 
 # %% ../nbs/01b_films.ipynb #88fd3629
-compiled = njit(nogil=True, cache=True)
+def compiled(function):
+    "Compile a function, and keep the result where there is a place for it: some installations have none."
+    try: return njit(nogil=True, cache=True)(function)
+    except RuntimeError: return njit(nogil=True)(function)
+
 
 
 @compiled

@@ -239,6 +239,7 @@ def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str
         uint8 (batch, 8, size, size) -> float32 (batch, 22), in the order of LABELS.
     """
     size = preprocessing.size
+    if size < 64: raise ValueError(f'size is {size} pixels; this network needs 64 or more.')
     picture = keras.Input((size, size, 3 if backbone == 'resnet50' else 1))
     features = (keras.applications.ResNet50(include_top=False, weights=weights, input_tensor=picture).output
                 if backbone == 'resnet50' else _overview(size, backbone, weights)(picture))
@@ -414,6 +415,7 @@ def load_model(path) -> keras.Model:
     """
     path = Path(path)
     if not path.is_file():
+        if path.exists(): raise ValueError(f'{path} is no ordinary file; give a model file.')
         raise FileNotFoundError(f'{path} does not exist; give a model file, for example best.keras of a run.')
     try:
         with zipfile.ZipFile(path) as archive: size = sum(part.file_size for part in archive.infolist())

@@ -428,9 +428,11 @@ def find_landmarks(network: Network, inlets: dict[str, int], distance: dict, bef
         farthest = (x * side - 0.3 * np.abs(z - np.median(z) - 10)).argmax()
         marks[name] = _fork(before[name], inlets[name], top, farthest)
     back = [name for name in inlets if name[1] == 'V']
-    name = min(back, key=lambda name: distance[name][marks['LI']])
     front = np.minimum(*(distance[side] - distance[side][marks[side]] for side in ('LI', 'RI')))
-    tip = _fork(before[name], inlets[name], marks['LI'], marks['RI'])
+    # where a vertebral artery touches a carotid in the neck, its ways lead through that, and part there
+    tips = {name: _fork(before[name], inlets[name], marks['LI'], marks['RI']) for name in back}
+    name = max(back, key=lambda name: front[tips[name]])
+    tip = tips[name]
     # its own vessels, once the tip is about known
     for _ in range(3):
         own = distance[name] - distance[name][tip] - HEAD_START - 1 < front

@@ -9,6 +9,8 @@ import io
 import os
 import re
 import stat
+from csv import Error as CSVError
+from csv import reader
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +24,8 @@ from tqdm import tqdm
 from .anatomy import LABELS, LOCATIONS, VIEWS
 
 # %% auto #0
-__all__ = ['SIDES', 'PIXELS', 'BYTES', 'Study', 'canonical_index', 'find_frames', 'FrameError', 'check_file', 'read_frame',
-           'read_table', 'parse_labels', 'read_cohort', 'split_studies', 'append_csv']
+__all__ = ['SIDES', 'PIXELS', 'BYTES', 'SCANS', 'Study', 'canonical_index', 'find_frames', 'FrameError', 'check_file',
+           'read_frame', 'read_table', 'parse_labels', 'read_cohort', 'split_studies', 'append_csv']
 
 # %% ../nbs/02_studies.ipynb #6cdaaf0f
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ class FrameError(ValueError):
     "An image file cannot be used; the message names the file and the reason."
 
 
-# Of a frame that is read: shortest and longest side, all pixels, the file
-SIDES, PIXELS, BYTES = (16, 12_000), 64_000_000, 256_000_000
+# Of a frame that is read: shortest and longest side, all pixels, the file, passes of a progressive JPEG
+SIDES, PIXELS, BYTES, SCANS = (16, 12_000), 64_000_000, 256_000_000, 100
 _TURNED = {  # by EXIF orientation
     2: lambda f: f[:, ::-1], 3: lambda f: f[::-1, ::-1], 4: lambda f: f[::-1], 5: lambda f: f.T,
     6: lambda f: np.rot90(f, -1), 7: lambda f: f[::-1, ::-1].T, 8: np.rot90}
@@ -111,7 +113,8 @@ def _shallow(deep: np.ndarray) -> np.ndarray:
     """Return a picture of more than 8 bits, (height, width), as uint8: cut to the bits in use, or
     stretched where few levels would be left.
     """
-    low, high = np.percentile(deep, [0.1, 99.9])                  # a few hot pixels do not count
+    inner = deep[(deep > deep.min()) & (deep < deep.max())]            # no black borders, no white letters
+    low, high = np.percentile(inner if inner.size else deep, [0.1, 99.9])      # nor a few hot pixels
     shift = max(0, int(high).bit_length() - 8)
     if (high - low) / 2 ** shift >= 64 or high - low < 16:
         return np.clip(deep >> shift, 0, 255).astype(np.uint8)
@@ -161,7 +164,9 @@ def read_frame(path) -> np.ndarray:
         If the file is missing, is neither JPEG nor PNG, is damaged, or its sides are beyond SIDES and PIXELS.
     """
     check_file(path, BYTES)
-    data = Path(path).read_bytes()
+    try: data = Path(path).read_bytes()
+    except OSError as error:
+        raise FrameError(f'{path} cannot be read ({error.strerror}); copy the file again.') from None
     try:
         width, height = _header(data)
     except Exception:
@@ -170,18 +175,43 @@ def read_frame(path) -> np.ndarray:
     if not (SIDES[0] <= min(width, height) and max(width, height) <= SIDES[1] and width * height <= PIXELS):
         raise FrameError(f'{path} claims {width} x {height} pixels; export the frame with '
                          f'{SIDES[0]} to {SIDES[1]} a side and at most {PIXELS // 1_000_000} million.')
+    jpeg = data[:2] == b'\xff\xd8'
+    if jpeg and data.count(b'\xff\xda') > SCANS:
+        raise FrameError(f'{path} is drawn in more than {SCANS} passes; export it as a plain JPEG.')
     try:
         return _decode(data)
     except Exception:
-        raise FrameError(f'{path} is a damaged image; copy or export the file again.') from None
+        deep = re.search(rb'\xff[\xc0-\xc2]..([^\x08])', data, re.DOTALL) if jpeg else None
+        why = (f'has {deep[1][0]} bits a pixel; export it with 8' if deep
+               else 'is a damaged image; copy or export the file again')
+        raise FrameError(f'{path} {why}.') from None
 
 # %% ../nbs/02_studies.ipynb #a5871826
 def _text(data: bytes) -> str:
-    "Return the text of a CSV: UTF-8, UTF-16 or UTF-32 with their marks, or the Korean code page 949."
+    "Return the text of a CSV: UTF-8, UTF-16, UTF-32, or the Korean code page 949."
     if data[:4] in (b'\xff\xfe\0\0', b'\0\0\xfe\xff'): return data.decode('utf-32')
     if data[:2] in (b'\xff\xfe', b'\xfe\xff'): return data.decode('utf-16')
+    # without a mark: the first letter shows how many zeros a letter has, and on which side
+    if b'\0' in data[:4]:
+        return data.decode(f'utf-{32 if data[1:3] == bytes(2) else 16}-{"be" if data[0] == 0 else "le"}')
     try: return data.decode('utf-8-sig')
     except UnicodeDecodeError: return data.decode('cp949')
+
+
+def _rows(text: str) -> list[tuple[int, list[str]]]:
+    "Return the rows of a CSV, spaces stripped, all as long as the first, with the line each begins in."
+    separator = max(',;\t', key=text.partition('\n')[0].count)
+    lines = reader(io.StringIO(text, newline=''), delimiter=separator, strict=True)
+    rows, line = [], 1
+    for row in lines:
+        rows.append((line, [value.strip() for value in row]))
+        line = lines.line_num + 1
+    if not any(row for _, row in rows): raise ValueError('it is empty')
+    width = len(rows[0][1])
+    for line, row in rows:
+        if len(row) > width: raise ValueError(f'line {line} has {len(row)} values, line 1 has {width}')
+        row += [''] * (width - len(row))
+    return rows
 
 # %% ../nbs/02_studies.ipynb #ad48ef92
 def read_table(csv, key: str = 'Index') -> pd.DataFrame:
@@ -197,8 +227,7 @@ def read_table(csv, key: str = 'Index') -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a line of the file; the row with label `i` stands in line `i` of the file (the header is
-        line 1).
+        One row a patient; the row with label `i` begins in line `i` of the file (the header in line 1).
 
     Raises
     ------
@@ -207,22 +236,19 @@ def read_table(csv, key: str = 'Index') -> pd.DataFrame:
     ValueError
         If it is no such text or has no column `key`, or a column twice.
     """
-    if not Path(csv).is_file(): raise FileNotFoundError(f'{csv} does not exist; give the CSV of the cohort.')
+    if not Path(csv).is_file():
+        if Path(csv).exists(): raise ValueError(f'{csv} is no ordinary file; give the CSV of the cohort.')
+        raise FileNotFoundError(f'{csv} does not exist; give the CSV of the cohort.')
     try:
-        text = _text(Path(csv).read_bytes())
-        separator = max(',;\t', key=text.partition('\n')[0].count)
-        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False,
-                            header=None, skip_blank_lines=False)
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        header, *rows = _rows(_text(Path(csv).read_bytes()))
+    except (UnicodeDecodeError, CSVError, ValueError) as error:
         raise ValueError(f'{csv} cannot be read as a CSV ({str(error).strip()}); '
                          'save it as comma-separated UTF-8.') from None
-    table = table.fillna('').map(str.strip)
-    table = table.iloc[1:].set_axis(table.iloc[0], axis=1)
+    table = pd.DataFrame([row for _, row in rows], [line for line, _ in rows], header[1], dtype=str)
     if key not in table.columns: raise ValueError(f"{csv} has no column '{key}' in line 1; add it.")
     if table.columns.has_duplicates:
         raise ValueError(f"{csv} has the column '{table.columns[table.columns.duplicated()][0]}' twice; "
                          "remove one.")
-    table.index, table.columns.name = table.index + 1, None
     return table[(table != '').any(axis=1)]
 
 # %% ../nbs/02_studies.ipynb #f06e73f6
@@ -273,7 +299,7 @@ def read_cohort(csv, images, labelled: bool = True, decode: bool = False,
     note = lambda index, file, line, problem, mend: problems.append((index, str(file), line, problem, mend))
     for name in table.columns.difference(['Index', *LABELS]):
         note('', csv, 1, f"unknown column '{name}'", 'it is ignored; remove or rename it')
-    for line, row in table.iterrows():
+    for line, row in tqdm(table.iterrows(), 'reading the table', len(table), unit='row', delay=3):
         before, key = len(problems), canonical_index(row['Index'])
         if not key:
             note('', csv, line, 'the row has no Index', 'write the patient\'s number')

@@ -26,7 +26,7 @@ from . import __version__
 from .anatomy import LABELS, LOCATIONS
 from .attention import LOOK, look_maps
 from .batches import CELL, Augmentation, plain_errors, study_batches
-from .files import whole
+from .files import locked, whole
 from .model import Calibration, load_model, preprocessing_of, report_model, vessel_model
 from .preprocessing import Preprocessing
 from .studies import Study, canonical_index, split_studies
@@ -266,7 +266,8 @@ def build_model(settings: Settings) -> keras.Model:
 
 # %% ../nbs/07_training.ipynb #a07be5d2
 def patients_met(start: str | None) -> tuple[set, set]:
-    """Return the patients that a start model, or one before it, was trained on, and those that validated it.
+    """Return the patients that a start model, or one before it, was trained on, and those that validated it,
+    by their canonical indices.
 
     Parameters
     ----------
@@ -283,8 +284,8 @@ def patients_met(start: str | None) -> tuple[set, set]:
     beside = [path.with_name('settings.json'), path.with_suffix('.json')]   # of a run; of the shipped weights
     try:
         record = json.loads(next(file for file in beside if file.is_file()).read_text(encoding='utf-8'))
-        trained = {*record.get('train', []), *record.get('trained before', [])}
-        return trained, set(record.get('validation', []))
+        trained = [*record.get('train', []), *record.get('trained before', [])]
+        return set(map(canonical_index, trained)), set(map(canonical_index, record.get('validation', [])))
     except (StopIteration, OSError, ValueError, AttributeError, TypeError):
         raise ValueError(f'{beside[0]} is missing or damaged, so nobody knows which patients {start} was '
                          'trained on; start from best.keras in its run folder.') from None
@@ -294,10 +295,11 @@ def patients_met(start: str | None) -> tuple[set, set]:
 def split_patients(studies: list[Study], settings: Settings) -> list[list[Study]]:
     "Return studies to train and to validate on, 85 and 15 %; whom the start model has met stays on its side."
     trained, validated = patients_met(settings.start)
-    new = [study for study in studies if study.index not in trained | validated]
+    index = lambda study: canonical_index(study.index)
+    new = [study for study in studies if index(study) not in trained | validated]
     parts = split_studies(new, (0.85, 0.15), settings.seed)
     for part, met in zip(parts, (trained, validated - trained)):
-        part += [study for study in studies if study.index in met]
+        part += [study for study in studies if index(study) in met]
     if settings.start and not parts[1]:
         raise ValueError(f'{settings.start} was trained on these patients and none is left to validate on; '
                          'add patients that it has not met.')
@@ -313,7 +315,7 @@ def _mark(study: Study) -> str:
 
 def keep_apart(studies: list[Study], validation: list[Study], start: str | None = None) -> None:
     "Raise if frames that train would validate, too, or patients whom the start model was trained on."
-    trained, met = set(map(_mark, studies)), set(map(canonical_index, patients_met(start)[0]))
+    trained, met = set(map(_mark, studies)), patients_met(start)[0]
     known = lambda study: _mark(study) in trained or canonical_index(study.index) in met
     both = [study.index for study in validation if known(study)]
     more = f' and {len(both) - 5} more' if len(both) > 5 else ''
@@ -573,7 +575,7 @@ def _open_run(out: Path, settings: Settings, studies: list[Study], validation: l
     parts = {'train': studies, 'validation': validation}
     patients = {name: [study.index for study in part] for name, part in parts.items()}
     if resume and (out / 'settings.json').exists(): return _reopen_run(out, asdict(settings), patients)
-    foreign = lambda path: not path.name.startswith('.settings.json.')
+    foreign = lambda path: not path.name.startswith(('.settings.json.', '.run.'))
     if out.exists() and (not out.is_dir() or any(map(foreign, out.iterdir()))):
         raise FileExistsError(f'{out} exists and is not empty; choose another folder, '
                               'or go on with the run in it with --resume (resume=True).')
@@ -727,8 +729,9 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
 
     Raises
     ------
-    FileExistsError, MemoryError
-        If `out` holds something and `resume` is False; if a step does not fit into memory.
+    FileExistsError, BlockingIOError, MemoryError
+        If `out` holds something and `resume` is False; if another training writes there; if a step does not
+        fit into memory.
     ValueError
         If studies are too few, a patient is in both parts, `settings.start` is another network or lacks
         its record, or `resume` meets other settings.
@@ -736,9 +739,10 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
     out, parts = Path(out), _parts(studies, validation, settings)
     settings = _for_device(settings, parts, verbose)
     keras.utils.set_random_seed(settings.seed)
-    model, record = build_model(settings), _open_run(out, settings, *parts, resume)
-    if not record.get('finished'):
-        _run(model, parts, settings, out, cache or out / 'cache', verbose)
-        _write_settings(out, record | {'finished': True})
+    with locked(out / 'run'):                                 # two trainings do not write into one folder
+        model, record = build_model(settings), _open_run(out, settings, *parts, resume)
+        if not record.get('finished'):
+            _run(model, parts, settings, out, cache or out / 'cache', verbose)
+            _write_settings(out, record | {'finished': True})
     return pd.read_csv(out / 'history.csv')
 

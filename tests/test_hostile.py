@@ -1,17 +1,26 @@
 """Bad input gets one sentence, never a traceback, and leaves nothing half-written."""
 
+import errno
+import io
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from coding_vessels.anatomy import LABELS
 from coding_vessels.cli import main
+from coding_vessels.engines import load_engine
+from coding_vessels.files import locked
+from coding_vessels.model import load_model
 from coding_vessels.phantom import write_cohort
-from coding_vessels.studies import FrameError, read_cohort, read_frame
+from coding_vessels.studies import FrameError, read_cohort, read_frame, read_table
 
 @pytest.fixture(scope="session")
 def original(tmp_path_factory):
@@ -225,3 +234,98 @@ def test_full_disk_in_export(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 1 and "best.xml cannot be written" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["best.keras"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "utf-32"])
+def test_wide_letters_without_a_mark(tmp_path, encoding):
+    (tmp_path / "t.csv").write_bytes("Index,BA\n1,0\n".encode(encoding))
+    assert read_table(tmp_path / "t.csv").to_dict("list") == {"Index": ["1"], "BA": ["0"]}
+
+
+def test_lines_are_counted_in_the_file(tmp_path):
+    """A quoted value may go on in the next line; a row too long is named by the line it begins in."""
+    (tmp_path / "t.csv").write_text('Index,note\n1,"a\nb"\n2,x\n,\n3,y\n')
+    assert read_table(tmp_path / "t.csv").index.tolist() == [2, 4, 6]
+    (tmp_path / "t.csv").write_text('Index,note\n1,"a\nb"\n2,x,y\n')
+    with pytest.raises(ValueError, match="line 4 has 3 values, line 1 has 2"):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("read", [read_table, load_model, load_engine])
+def test_a_pipe_is_no_file(tmp_path, read):
+    os.mkfifo(tmp_path / "best.keras")
+    with pytest.raises(ValueError, match="best.keras is no ordinary file"):
+        read(tmp_path / "best.keras")
+
+
+@pytest.mark.parametrize("odd", ["hot pixel", "black border", "few zeros", "white letters"])
+def test_sixteen_bits_keep_their_levels(tmp_path, odd):
+    """Ten bits in the middle of sixteen: what is not of the picture takes no levels from it."""
+    deep = np.random.default_rng(0).integers(0, 1024, (300, 300)).astype(np.uint16)
+    if odd in ("black border", "few zeros"):
+        deep += 31000
+    place, value = {"hot pixel": ((5, 5), 65535), "black border": (np.s_[:30], 0), "few zeros": (np.s_[3, :100], 0),
+                    "white letters": (np.s_[:20, :20], 65535)}[odd]
+    deep[place] = value
+    Image.fromarray(deep).save(tmp_path / "1LI-A.png")
+    assert len(np.unique(read_frame(tmp_path / "1LI-A.png"))) > 200
+
+
+def test_jpeg_of_twelve_bits_and_of_endless_passes(tmp_path):
+    picture = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)).save(picture, "JPEG", progressive=True)
+    data = picture.getvalue()
+    start = data.index(b"\xff\xda")
+    (tmp_path / "passes.jpg").write_bytes(data[:-2] + data[start:-2] * 60 + data[-2:])
+    with pytest.raises(FrameError, match="more than 100 passes"):
+        read_frame(tmp_path / "passes.jpg")
+    sizes = data.index(b"\xff\xc2") + 4
+    (tmp_path / "deep.jpg").write_bytes(data[:sizes] + b"\x0c" + data[sizes + 1:])
+    with pytest.raises(FrameError, match="12 bits a pixel; export it with 8"):
+        read_frame(tmp_path / "deep.jpg")
+
+
+def test_a_disk_that_fails_ends_one_study_only(cohort, tmp_path, monkeypatch, capsys):
+    """A file that can be opened but not read is listed; the others are checked, and predicted."""
+    bad, read_bytes = cohort / "images" / "1002RV-A.jpg", Path.read_bytes
+
+    def failing(path):
+        if path.name == bad.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    studies, problems = read_cohort(cohort / "test.csv", cohort, labelled=False, decode=True)
+    assert [study.index for study in studies] == ["1001", "1003", "1004"]
+    assert "cannot be read (Input/output error)" in problems["problem"].iloc[0]
+    assert main(f"predict --csv {cohort}/test.csv --images {cohort} --out {tmp_path}/o/output.csv".split()) == 3
+    assert "cannot be read" in (tmp_path / "o" / "errors.csv").read_text()
+
+
+@pytest.mark.parametrize("option", ["--report", "--overlays"])
+def test_a_place_that_cannot_be_written_is_known_before_the_work(cohort, tmp_path, capsys, option):
+    words = f"predict --csv {cohort}/test.csv --images {cohort} --out {tmp_path}/o/output.csv"
+    (tmp_path / "file").write_text("")
+    assert main([*words.split(), option, f"{tmp_path}/file/there/r.html"]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+    assert main(words.split()) == 0
+
+
+def test_two_predicts_do_not_share_a_page(cohort, tmp_path, capsys):
+    words = f"predict --csv {cohort}/test.csv --images {cohort} --out {tmp_path}/o/output.csv --report {tmp_path}/p/r.html"
+    with locked(tmp_path / "p" / "r.html"):
+        done = subprocess.run([sys.executable, "-m", "coding_vessels", *words.split()], capture_output=True, text=True)
+    assert done.returncode == 1 and "another process is writing r.html" in done.stderr
+
+
+def test_numba_without_a_place_for_its_results(tmp_path):
+    """An installation that cannot be written, and no home: compiled anew each time, not refused."""
+    program = "from coding_vessels.films import compiled\n@compiled\ndef twice(x): return 2 * x\nprint(twice(21))"
+    (tmp_path / "site").mkdir()
+    blocked = (
+        "import numba.core.caching as caching\n"
+        "caching.CacheImpl._locator_classes = []\n"
+    )
+    done = subprocess.run([sys.executable, "-c", blocked + f"exec({program!r})"], capture_output=True, text=True)
+    assert "42" in done.stdout, done.stderr[-2000:]

@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom, and the package and README are what the notebooks give."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,13 +10,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+TUTORIALS = sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def as_typed(module, *words, **options):
+    """Run a tool as `python -m` does, so that no environment needs to be activated."""
+    code = f"import sys; from {module} import {words[0]} as tool; sys.argv[0] = {words[0]!r}; sys.exit(tool())"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"    # the tutorials type commands
+    return subprocess.run([sys.executable, "-c", code, *words[1:]], env=os.environ | {"PATH": path}, **options)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS + TUTORIALS, ids=lambda path: path.stem)
 def test_notebook(path):
-    done = subprocess.run(
-        ["nbdev_test", "--path", str(path), "--n_workers", "2", "--do_print"], cwd=ROOT, capture_output=True, text=True
-    )
+    words = "nbdev_test", "--path", str(path), "--n_workers", "2", "--do_print"
+    done = as_typed("nbdev.test", *words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
 
 
@@ -23,7 +31,7 @@ def test_notebooks_have_outputs():
     import nbformat
 
     assert len(NOTEBOOKS) >= 12
-    for path in NOTEBOOKS:
+    for path in NOTEBOOKS + TUTORIALS:
         cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
         assert any(cell.outputs for cell in cells), f"{path.name} has no saved outputs"
         errors = [output for cell in cells for output in cell.outputs if output.output_type == "error"]
@@ -41,12 +49,12 @@ def test_export_changes_nothing(tmp_path):
         shutil.copytree(ROOT / name, copy / name)
     for path in (path for path in ROOT.iterdir() if path.suffix in (".ini", ".toml", ".py", ".md")):
         shutil.copy(path, copy)
-    subprocess.run(["nbdev_export"], cwd=copy, check=True, capture_output=True)
+    as_typed("nbdev.doclinks", "nbdev_export", cwd=copy, check=True, capture_output=True)
     assert _snapshot(copy / "coding_vessels") == _snapshot(ROOT / "coding_vessels")
 
 
 def test_readme_is_the_index(tmp_path):
-    command = ["jupyter", "nbconvert", "--to", "markdown", "nbs/index.ipynb", "--output-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "nbconvert", "--to", "markdown", "nbs/index.ipynb", "--output-dir", str(tmp_path)]
     command += ["--output", "README", "--NbConvertApp.output_files_dir=nbs/images"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
@@ -75,7 +83,7 @@ def test_links_between_notebooks_lead_somewhere():
     import json
     import re
 
-    for path in NOTEBOOKS:
+    for path in NOTEBOOKS + TUTORIALS:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         links = re.findall(r"\]\(([^)#]+\.ipynb)\)", "".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown"))
         assert links, f"{path.name} links to no other notebook"

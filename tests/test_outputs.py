@@ -36,6 +36,22 @@ def test_foreign_files_stay(cohort, tmp_path, capsys):
     assert (tmp_path / "errors.csv").read_text() == "my own errors"
 
 
+@pytest.mark.parametrize("name", ["positions.csv", "probabilities.csv", "prediction.json"])
+def test_foreign_tables_stay(cohort, tmp_path, capsys, name):
+    """Only what the user has named may be replaced without being ours."""
+    (tmp_path / name).write_text("mine")
+    assert main(words(cohort, tmp_path, "--overwrite")) == 1
+    assert f"{name} was not written by this program" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "mine" and not (tmp_path / "output.csv").exists()
+
+
+def test_an_output_of_another_name_stays(cohort, tmp_path):
+    assert main(words(cohort, tmp_path)) == 0
+    again = words(cohort, tmp_path, "--overwrite")
+    assert main([word.replace("output.csv", "other.csv") for word in again]) == 0
+    assert (tmp_path / "output.csv").exists() and (tmp_path / "other.csv").exists()
+
+
 def test_a_picture_in_the_way_is_not_replaced(cohort, tmp_path, capsys):
     assert main(words(cohort, tmp_path, "--overlays", tmp_path / "o", "--threshold", 0.001)) == 0
     name = sorted((tmp_path / "o").iterdir())[0].name

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 
 from coding_vessels.phantom import write_cohort
+from coding_vessels.studies import Study
+from coding_vessels.training import Settings, split_patients
 
 ROOT = Path(__file__).parents[1]
 
@@ -278,3 +280,14 @@ def test_both_backends_learn_alike(cohort, tmp_path):
     assert np.allclose(*histories, rtol=1e-3) and len(histories[0]) == 2
     weights = [keras.saving.load_model(tmp_path / backend / "best.keras", compile=False).get_weights() for backend in told]
     assert max(np.abs(a - b).max() for a, b in zip(*weights)) < 1e-3
+
+
+def test_leading_zeros_do_not_hide_a_patient(tmp_path):
+    """1001 of the start run and 01001 of the new table are one patient: on the side where it was."""
+    record = {"train": ["1001", "1002"], "validation": ["1003"]}
+    (tmp_path / "settings.json").write_text(json.dumps(record))
+    labels = np.zeros(22, np.uint8)
+    studies = [Study(index, (None,) * 8, labels) for index in ("01001", "1002", "001003", *map(str, range(2000, 2020)))]
+    trained, validated = split_patients(studies, Settings(start=str(tmp_path / "best.keras")))
+    assert {"01001", "1002"} <= {study.index for study in trained}
+    assert "001003" in {study.index for study in validated}
