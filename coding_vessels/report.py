@@ -58,7 +58,7 @@ def _places(reading, known) -> list[dict]:
     for name, p, threshold in zip(LOCATIONS, reading.probabilities[1:], reading.thresholds):
         place = {'name': name, 'title': LOCATION_NAMES[name], 'x': MAP[name][0], 'y': MAP[name][1]}
         place |= {'assessed': not np.isnan(p), 'probability': float(np.nan_to_num(p))}
-        place |= {'threshold': float(threshold), 'flagged': bool(p >= threshold)}
+        place |= {'threshold': float(threshold), 'flagged': name in reading.flagged}
         places.append(place | {'true': known is not None and bool(known[name])})
     return places
 

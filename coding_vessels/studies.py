@@ -9,10 +9,12 @@ import io
 import os
 import re
 import stat
+from collections.abc import Sequence
 from csv import Error as CSVError
 from csv import reader
 from dataclasses import dataclass
 from pathlib import Path
+from sys import intern
 
 import numpy as np
 import pandas as pd
@@ -28,11 +30,24 @@ __all__ = ['SIDES', 'PIXELS', 'BYTES', 'SCANS', 'Study', 'canonical_index', 'fin
            'read_frame', 'read_table', 'parse_labels', 'read_cohort', 'split_studies', 'append_csv']
 
 # %% ../nbs/02_studies.ipynb #6cdaaf0f
+@dataclass(frozen=True, slots=True)
+class _Frames(Sequence):
+    "Files of one folder, or None, kept by their names: of an archive's paths the memory would fill."
+    folder: Path
+    names: tuple[str | None, ...]
+
+    def __len__(self): return len(self.names)
+
+    def __getitem__(self, at):
+        if isinstance(at, slice): return tuple(self)[at]
+        return None if self.names[at] is None else self.folder / self.names[at]
+
+
 @dataclass(frozen=True)
 class Study:
     "One patient: where the frames lie and, if known, the 22 labels."
     index: str                    # as written in the CSV, for example '0042'
-    frames: tuple[Path | None, ...]   # eight files in the order of VIEWS; None for a view that was not filmed
+    frames: Sequence[Path | None]     # eight files in the order of VIEWS; None for a view that was not filmed
     labels: np.ndarray | None     # (22,) uint8 in the order of LABELS; None if unknown
     truth: Path | None = None     # of a simulated patient: the JSON file that says where the aneurysms lie
 
@@ -63,6 +78,16 @@ def _image_folder(images) -> Path:
     return folder / 'images' if (folder / 'images').is_dir() else folder
 
 # %% ../nbs/02_studies.ipynb #beff23bd
+def _frame_names(folder: Path) -> dict[tuple[str, str], list[str]]:
+    "Return the names of the image files of a folder, by patient and view; each text is kept once."
+    found = {}
+    for file in sorted(os.listdir(folder)):
+        if name := _FRAME_NAME.fullmatch(file):
+            key = intern(canonical_index(name['index'])), intern(name['view'].upper())
+            found.setdefault(key, []).append(file)
+    return found
+
+
 def find_frames(images) -> dict[tuple[str, str], list[Path]]:
     """Return the image files of a folder, or of its subfolder `images`, by patient and view.
 
@@ -81,11 +106,8 @@ def find_frames(images) -> dict[tuple[str, str], list[Path]]:
     FileNotFoundError
         If there is no such folder.
     """
-    found = {}
-    for path in sorted(_image_folder(images).iterdir()):
-        if name := _FRAME_NAME.fullmatch(path.name):
-            found.setdefault((canonical_index(name['index']), name['view'].upper()), []).append(path)
-    return found
+    folder = _image_folder(images)
+    return {key: [folder / name for name in names] for key, names in _frame_names(folder).items()}
 
 # %% ../nbs/02_studies.ipynb #c5a7a776
 class FrameError(ValueError):
@@ -293,7 +315,8 @@ def read_cohort(csv, images, labelled: bool = True, decode: bool = False,
     FileNotFoundError, ValueError
         If nothing can be read at all; see `read_table`, `find_frames`.
     """
-    table, found, studies, problems, seen = read_table(csv), find_frames(images), [], [], {}
+    table, folder, studies, problems, seen = read_table(csv), _image_folder(images), [], [], {}
+    found = _frame_names(folder)
     missing = [name for name in LABELS if labelled and name not in table.columns]
     if missing: raise ValueError(f'{csv} lacks the columns {", ".join(missing)} in line 1; add them.')
     note = lambda index, file, line, problem, mend: problems.append((index, str(file), line, problem, mend))
@@ -313,23 +336,23 @@ def read_cohort(csv, images, labelled: bool = True, decode: bool = False,
         labels, wrong = parse_labels(row) if labelled else (None, [])
         for problem, mend in wrong: note(row['Index'], csv, line, problem, mend)
         files = [found.get((key, view), []) for view in VIEWS]
-        for view, paths in zip(VIEWS, files) if _INDEX.fullmatch(row['Index']) else ():
-            if len(paths) > 1:
-                note(row['Index'], paths[1], line, f'{paths[0].name} is the same frame',
+        for view, names in zip(VIEWS, files) if _INDEX.fullmatch(row['Index']) else ():
+            if len(names) > 1:
+                note(row['Index'], folder / names[1], line, f'{names[0]} is the same frame',
                      'keep one of the files')
-        usable, lacking = len(problems) == before, [view for view, paths in zip(VIEWS, files) if not paths]
+        usable, lacking = len(problems) == before, [view for view, names in zip(VIEWS, files) if not names]
         if len(lacking) == len(VIEWS) and key:
-            note(row['Index'], _image_folder(images), line, 'there is no frame',
+            note(row['Index'], folder, line, 'there is no frame',
                  'add the images or remove the row')
         for view in lacking if _INDEX.fullmatch(row['Index']) and len(lacking) < len(VIEWS) else ():
-            file = _image_folder(images) / f'{row["Index"]}{view}.jpg'
+            file = folder / f'{row["Index"]}{view}.jpg'
             note(row['Index'], file, line, f'the frame {view} is missing', 'add the image or remove the row')
         if usable and (not lacking or partial and any(files)):
-            paths = tuple(paths[0] if paths else None for paths in files)
-            studies.append(Study(row['Index'], paths, labels, _truth_of(csv, row['Index'])))
-    unlisted = {index: paths[0] for (index, _), paths in reversed(found.items()) if index not in seen}
+            frames = _Frames(folder, tuple(names[0] if names else None for names in files))
+            studies.append(Study(row['Index'], frames, labels, _truth_of(csv, row['Index'])))
+    unlisted = {index: names[0] for (index, _), names in reversed(found.items()) if index not in seen}
     for index in sorted(unlisted):
-        note(index, unlisted[index], '', 'images without a row in the CSV', 'add a row or remove the images')
+        note(index, folder / unlisted[index], '', 'images without a row in the CSV', 'add a row or remove the images')
     if decode:
         studies = _decodable(studies, {row['Index']: line for line, row in table.iloc[::-1].iterrows()}, note)
     return studies, pd.DataFrame(problems, columns=['Index', 'file', 'line', 'problem', 'mend'])

@@ -99,15 +99,15 @@ def training(out, moment="never"):
     return done.returncode, *map(int, done.stdout.split()[-2:])
 
 
-def test_a_run_killed_three_times_ends_as_if_nothing_had_happened(tmp_path):
-    """SIGKILL within an epoch, death beside a write, both left to chance, and death in the calibration."""
+def test_a_run_killed_four_times_ends_as_if_nothing_had_happened(tmp_path):
+    """SIGKILL within an epoch, twice, and death beside a write, all left to chance, and death in the calibration."""
     import keras
 
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert training(whole) == (0, 15, 20)                          # settings, 4 x state, history and curve, best, settings; 4 x 5 studies
-    moments = [f"study {random.randint(6, 15)}", f"{random.choice(['before', 'after'])} {random.randint(1, 4)}", "in calibration"]
+    moments = [f"study {random.randint(6, 9)}", f"study {random.randint(6, 9)}", f"{random.choice(['before', 'after'])} {random.randint(1, 4)}", "in calibration"]
     print(moments)
-    assert [training(run, moment)[0] for moment in moments] == [-9, 9, 9]
+    assert [training(run, moment)[0] for moment in moments] == [-9, -9, 9, 9]
     assert not (run / "best.keras").exists()                       # nothing that `predict` could take
     assert pd.read_csv(run / "history.csv").epoch.tolist() == [0, 1, 2, 3]
     assert training(run) == (0, 5, 0)                              # state, history, curve, best, settings; no study is read again
