@@ -103,14 +103,58 @@ def import_dicom(args) -> int:
     return 3 if (problems.Index == '').any() else 0
 
 # %% ../nbs/11_cli.ipynb #881a935a
+def _left_out(args, errors) -> int:
+    "Write and tell which patients a training left out, if any; return the exit status."
+    from coding_vessels.files import whole
+    from coding_vessels.studies import append_csv
+    if not len(errors): return 0
+    with whole(Path(args.out) / 'errors.csv') as beside: append_csv(beside(), errors)
+    print(f'{errors.Index.nunique()} patients left out: {Path(args.out) / "errors.csv"}', file=sys.stderr)
+    return 3
+
+
+def _train_folds(args, studies: list, settings) -> None:
+    """Train once for each part of the patients, without it, into a folder of its own; write what the models
+    make of the parts they have not seen, as output.csv and probabilities.csv.
+    """
+    import pandas as pd
+    from coding_vessels import prediction, training
+    from coding_vessels.engines import load_engine
+    from coding_vessels.files import whole
+    from coding_vessels.studies import append_csv, split_studies
+    parts, tables = split_studies(studies, (1 / args.folds,) * args.folds, settings.seed), []
+    if not all(parts): raise ValueError(f'{len(studies)} patients are too few for {args.folds} folds.')
+    for number, held in enumerate(parts, 1):
+        print(f'fold {number} of {args.folds}, without {len(held)} patients')
+        rest = [study for part in parts if part is not held for study in part]
+        folder = Path(args.out) / f'fold{number}'
+        training.train(rest, folder, settings, resume=args.resume)
+        engine = load_engine(folder / 'best.keras', 'keras')
+        table = prediction.predict_studies(engine, held)[0]
+        tables.append((prediction.apply_threshold(table, engine.thresholds), table))
+    order = [study.index for study in studies]
+    joined = [pd.concat(kind).set_index('Index').loc[order].reset_index() for kind in zip(*tables)]
+    out = Path(args.out) / 'output.csv'
+    with whole(out) as beside:
+        append_csv(beside(out), joined[0])
+        append_csv(beside(out.with_name('probabilities.csv')), joined[1])
+    folders = [Path(args.out) / f'fold{number}' for number in range(1, args.folds + 1)]
+    models = ' '.join(f'--model {folder}/best.keras' for folder in folders)
+    print(f'each patient predicted by the model that has not seen it: {out}; score it with\n'
+          f'  coding_vessels evaluate --truth {args.csv} --output {out}\n'
+          f'and predict others with all of them:\n  coding_vessels predict {models} ...')
+
+
 def train(args) -> int:
     "Train a network on a cohort into a run folder, or fine-tune a trained one."
     from dataclasses import replace
     import pandas as pd
     from coding_vessels import model, training
     from coding_vessels.engines import SHIPPED
-    from coding_vessels.files import whole
-    from coding_vessels.studies import append_csv, read_cohort
+    from coding_vessels.studies import read_cohort
+    if args.folds is not None and (args.folds < 2 or args.validation or args.start not in (None, 'shipped')):
+        raise ValueError('--folds needs 2 or more, and goes with neither --validation nor a --start of your '
+                         'own: its patients would not be new to each fold.')
     studies, problems = read_cohort(args.csv, args.images, decode=True)
     errors, settings, others = _lost(problems, studies), training.PRESETS[args.preset], None
     if args.validation:
@@ -134,14 +178,14 @@ def train(args) -> int:
     elif args.size:
         settings = replace(settings, preprocessing=replace(settings.preprocessing, size=args.size))
     if args.learning_rate is not None: settings = replace(settings, learning_rate=args.learning_rate)
+    if args.folds:
+        _train_folds(args, studies, settings)
+        return _left_out(args, errors)
     history = training.train(studies, args.out, settings, others, resume=args.resume)
     best = history.loc[history.val_loss.idxmin()]
     print(f'best epoch {best.epoch + 1:.0f} of {len(history)}, validation loss {best.val_loss:.4f}: '
           f'{Path(args.out) / "best.keras"}')
-    if len(errors):
-        with whole(Path(args.out) / 'errors.csv') as beside: append_csv(beside(), errors)
-        print(f'{errors.Index.nunique()} patients left out: {Path(args.out) / "errors.csv"}', file=sys.stderr)
-    return 3 if len(errors) else 0
+    return _left_out(args, errors)
 
 # %% ../nbs/11_cli.ipynb #f96853a1
 def export(args) -> int:
@@ -196,7 +240,8 @@ def predict(args) -> int:
 
 def _check_places(args, files: dict[str, Path], record: Path, overwrite: bool) -> None:
     wanted = [*files.values(), record, *(Path(path) for path in (args.report,) if path)]
-    _check_outputs(wanted, args.overlays, [args.csv, args.images, args.truth, args.model], overwrite)
+    inputs = [args.csv, args.images, args.truth, *(args.model or ())]
+    _check_outputs(wanted, args.overlays, inputs, overwrite)
     ours = _written(record)
     named = [path for name, path in files.items() if name != 'output']      # all but what the user has named
     foreign = [str(path) for path in named if path.exists() and path.resolve() not in ours]
@@ -209,9 +254,9 @@ def _check_places(args, files: dict[str, Path], record: Path, overwrite: bool) -
 def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, list]:
     "Predict, and write what was found for the group `beside`; return the exit status and what to tell."
     from coding_vessels import prediction
-    from coding_vessels.engines import WORKERS, load_engine
+    from coding_vessels.engines import WORKERS, average, load_engine
     from coding_vessels.studies import append_csv, read_cohort
-    engine = load_engine(args.model, args.engine)
+    engine = average([load_engine(path, args.engine) for path in args.model or [None]])
     threshold = engine.thresholds if args.threshold is None else args.threshold
     studies, problems = read_cohort(args.csv, args.images, labelled=False, partial=not args.require_all)
     facts = _facts(args, engine) | {'frames': prediction.fingerprint(studies)}
@@ -534,6 +579,8 @@ def _add_training(verb) -> None:
          ('--validation', dict(help='CSV of other patients, to choose the epoch and to calibrate (default: '
                                     '15 %% of the patients)')),
          ('--validation-images', dict(help='and the folder of their frames (default: --images)')),
+         ('--folds', dict(type=int, help='train so many times, each time without another part of the '
+                                         'patients, and predict that part')),
          ('--start', dict(help='fine-tune a trained model: a .keras file, or `shipped` for the weights of '
                                'the package')))
     verb(export, ('--model', dict(required=True, help='best.keras of a run')),
@@ -549,8 +596,8 @@ def _add_training(verb) -> None:
 def _add_reading(verb) -> None:
     "Add the verbs that read patients."
     verb(predict, _CSV, _IMAGES, ('--out', dict(required=True, help='output.csv')),
-         ('--model', dict(help='best.keras of a run (default: the shipped weights, which know simulated '
-                               'patients only)')),
+         ('--model', dict(action='append', help='best.keras of a run (default: the shipped weights, which '
+                                                'know simulated patients only); of several, the mean')),
          ('--engine', dict(choices=('auto', 'keras', 'openvino', 'onnx'), default='auto',
                            help='what computes; auto: OpenVINO where the model has been exported for it')),
          ('--threshold', dict(type=float,

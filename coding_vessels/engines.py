@@ -28,7 +28,7 @@ from .studies import Study
 
 # %% auto #0
 __all__ = ['SHIPPED', 'ENGINES', 'PRECISIONS', 'WORKERS', 'Engine', 'exported_file', 'record_digests', 'export_model',
-           'load_engine']
+           'load_engine', 'average']
 
 # %% ../nbs/08a_engines.ipynb #e45737d9
 @dataclass(frozen=True)
@@ -326,3 +326,41 @@ def load_engine(path=None, engine: str = 'auto') -> Engine:
         raise ValueError(f'{path} is not a model of coding_vessels '
                          f'({(str(error).strip().splitlines() or [type(error).__name__])[-1][:120]}); '
                          'write or export it again.') from None
+
+# %% ../nbs/08a_engines.ipynb #8aav0002
+def average(engines: list[Engine]) -> Engine:
+    """Return an engine that answers with the mean of others.
+
+    Parameters
+    ----------
+    engines : list of Engine
+        At least one; all must prepare frames in the same way.
+
+    Returns
+    -------
+    Engine
+        One engine is returned as it is. Of several, 'labels' and, if all have them, 'maps' are averaged, and
+        the thresholds; `source` is the SHA-256 of their sources.
+
+    Raises
+    ------
+    ValueError
+        If they prepare frames differently.
+    """
+    first = engines[0]
+    if len(engines) == 1: return first
+    for other in engines[1:]:
+        if other.preprocessing != first.preprocessing:
+            raise ValueError(f'{other.file} and {first.file} prepare frames differently; '
+                             'average models of one preset and size.')
+
+    def answer(frames):
+        answers = [engine.answer(frames) for engine in engines]
+        common = [name for name in ('labels', 'maps') if all(name in one for one in answers)]
+        return {name: np.mean([one[name] for one in answers], axis=0) for name in common}
+
+    told = lambda values: ' + '.join(dict.fromkeys(values))
+    return Engine(told(engine.name for engine in engines), Path(' + '.join(e.file.name for e in engines)),
+                  told(engine.precision for engine in engines),
+                  hashlib.sha256(''.join(engine.source for engine in engines).encode()).hexdigest(),
+                  first.preprocessing, np.mean([engine.thresholds for engine in engines], axis=0), answer)

@@ -352,7 +352,8 @@ def read_cohort(csv, images, labelled: bool = True, decode: bool = False,
             studies.append(Study(row['Index'], frames, labels, _truth_of(csv, row['Index'])))
     unlisted = {index: names[0] for (index, _), names in reversed(found.items()) if index not in seen}
     for index in sorted(unlisted):
-        note(index, folder / unlisted[index], '', 'images without a row in the CSV', 'add a row or remove the images')
+        note(index, folder / unlisted[index], '', 'images without a row in the CSV',
+             'add a row or remove the images')
     if decode:
         studies = _decodable(studies, {row['Index']: line for line, row in table.iloc[::-1].iterrows()}, note)
     return studies, pd.DataFrame(problems, columns=['Index', 'file', 'line', 'problem', 'mend'])

@@ -291,3 +291,62 @@ def test_leading_zeros_do_not_hide_a_patient(tmp_path):
     trained, validated = split_patients(studies, Settings(start=str(tmp_path / "best.keras")))
     assert {"01001", "1002"} <= {study.index for study in trained}
     assert "001003" in {study.index for study in validated}
+
+
+def readable_network(settings):
+    """Return a small network that can also be read back for prediction."""
+    from dataclasses import asdict
+
+    import keras
+    from keras import layers
+
+    from coding_vessels.model import Calibration, FrameInput, NoisyOr
+
+    frames = keras.Input((8, 64, 64), dtype="uint8", name="frames")
+    scores = layers.Dense(21, name="scores")(layers.Flatten()(FrameInput(asdict(settings.preprocessing))(frames)))
+    return keras.Model(frames, {"labels": NoisyOr(name="labels")(Calibration(name="calibration")(scores))})
+
+
+def test_folds_predict_whom_they_have_not_seen(cohort, tmp_path, capsys, monkeypatch):
+    """Three folds; each patient once; what they say can be scored, and all models predict together."""
+    from coding_vessels import training
+    from coding_vessels.cli import main
+
+    monkeypatch.setattr(training, "build_model", readable_network)
+    out, table = tmp_path / "run", cohort / "groundtruth.csv"
+    words = ["train", "--csv", str(table), "--images", str(cohort), "--out", str(out), "--size", "64", "--epochs", "1"]
+    assert main([*words, "--folds", "1"]) == 1 and "--folds needs 2 or more" in capsys.readouterr().err
+    assert main([*words, "--folds", "3"]) == 0
+    assert "--model" in capsys.readouterr().out
+    trained = [json.loads((out / f"fold{k}/settings.json").read_text()) for k in (1, 2, 3)]
+    met = [{*record["train"], *record["validation"]} for record in trained]
+    everyone = set(pd.read_csv(table, dtype=str)["Index"])
+    assert set.union(*met) == everyone and not set.intersection(*met)
+    assert pd.read_csv(out / "output.csv", dtype=str)["Index"].tolist() == pd.read_csv(table, dtype=str)["Index"].tolist()
+    assert main(["evaluate", "--truth", str(table), "--output", str(out / "output.csv")]) == 0
+    models = [word for k in (1, 2) for word in ("--model", str(out / f"fold{k}/best.keras"))]
+    reading = ["predict", "--csv", str(table), "--images", str(cohort), "--engine", "keras"]
+    both = [pd.read_csv(run(reading, name, chosen)) for name, chosen in (("both", models), ("one", models[:2]), ("two", models[2:]))]
+    assert np.allclose(both[0].iloc[:, 1:], (both[1].iloc[:, 1:] + both[2].iloc[:, 1:]) / 2, atol=1e-6)
+    assert not np.allclose(both[1].iloc[:, 1:], both[2].iloc[:, 1:], atol=1e-3)
+
+
+def run(reading, name, chosen):
+    """Predict with the chosen models and return where the probabilities are."""
+    import tempfile
+
+    from coding_vessels.cli import main
+
+    folder = Path(tempfile.mkdtemp()) / name
+    assert main([*reading, *chosen, "--out", str(folder / "output.csv")]) == 0
+    return folder / "probabilities.csv"
+
+
+def test_two_trainings_do_not_share_a_folder(cohort, tmp_path, capsys):
+    from coding_vessels.files import locked
+
+    words = ["train", "--csv", str(cohort / "groundtruth.csv"), "--images", str(cohort), "--out", str(tmp_path / "run")]
+    program = f"import sys; from coding_vessels.cli import main; sys.exit(main({[*words, '--size', '64', '--epochs', '1']!r}))"
+    with locked(tmp_path / "run" / "run"):
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "another process is writing" in done.stderr
