@@ -67,6 +67,7 @@ def check(args) -> int:
 # %% ../nbs/11_cli.ipynb #5d0c7e3a
 def project(args) -> int:
     "Turn three-dimensional vessels, one file a patient, into a cohort in the competition's layout."
+    import pandas as pd
     from coding_vessels import projection
     from coding_vessels.phantom import PRESETS
     if args.preset not in PRESETS:
@@ -76,6 +77,11 @@ def project(args) -> int:
                               args.workers)
     print(f'{len(args.files)} patients: {", ".join(str(path) for path in sorted(made[0].iterdir()))}')
     if args.twins: print(f'the same without their sacs: {made[1]}')
+    for _, row in pd.read_csv(made[0] / 'sources.csv').iterrows():
+        for injection in ('LI', 'RI'):
+            if row[injection] < 0.1:
+                print(f'{row["file"]}: {injection} fills {row[injection]:.0%} of the vessels; look at its '
+                      'frames, or give its inlet in --inlets.', file=sys.stderr)
     return 0
 
 # %% ../nbs/11_cli.ipynb #1c0f2ef9

@@ -802,8 +802,10 @@ def read_head(path, sacs: list[Sac] = (), inlets: dict | None = None, axes: str 
 
 # %% ../nbs/01d_projection.ipynb #5122a3cc
 def _write_head(folders: list[Path], index: str, source: Path, sacs: list, inlets: dict, axes: str,
-                spacing: float, seed, size, scanner: Scanner, masks: bool) -> list[list]:
-    "Write one patient, and into a second folder its twin; return the rows of their CSVs."
+                spacing: float, seed, size, scanner: Scanner, masks: bool) -> tuple[list[list], np.ndarray]:
+    """Write one patient, and into a second folder its twin; return the rows of their CSVs, and the share of
+    the vessels that each injection fills.
+    """
     head, rows = read_head(source, sacs, inlets, axes, spacing), []
     for folder, patient in zip(folders, (head, replace(head, sacs=[]))):
         drawn = film_head(patient, seed, size, scanner)
@@ -817,7 +819,7 @@ def _write_head(folders: list[Path], index: str, source: Path, sacs: list, inlet
                  'aneurysms': drawn.aneurysms}
         (folder / 'truth' / f'{index}.json').write_text(json.dumps(truth, indent=1), encoding='utf-8')
         rows.append([index, *drawn.labels.tolist()])
-    return rows
+    return rows, (head.filling > 0.5).mean(axis=0).round(3)
 
 # %% ../nbs/01d_projection.ipynb #6ca6daec
 def project(sources: list, out, sacs=None, inlets=None, twins=None, axes: str = 'LPS',
@@ -883,11 +885,12 @@ def _write_folders(folders, sources, sacs, inlets, axes, spacing, seed, size, sc
                 for k, source in enumerate(sources))
         rows = joblib.Parallel(n_jobs=min(workers, len(sources)), return_as='generator',
                                idle_worker_timeout=2)(jobs)
-        rows = list(tqdm(rows, total=len(sources), desc='projecting', unit='patient', delay=3))
+        rows, filled = zip(*tqdm(rows, total=len(sources), desc='projecting', unit='patient', delay=3))
         for k, folder in enumerate(partial):
             table = pd.DataFrame([row[k] for row in rows], columns=list(COLUMNS))
             table.to_csv(folder / 'groundtruth.csv', index=False)
             table.assign(**dict.fromkeys(LABELS, 0)).to_csv(folder / 'test.csv', index=False)
-            pd.DataFrame({'Index': table.Index, 'file': [str(source) for source in sources]}).to_csv(
-                folder / 'sources.csv', index=False)
+            origin = pd.DataFrame({'Index': table.Index, 'file': [str(source) for source in sources]})
+            origin[list(INJECTIONS)] = np.stack(filled)
+            origin.to_csv(folder / 'sources.csv', index=False)
     return folders

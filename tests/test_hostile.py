@@ -329,3 +329,18 @@ def test_numba_without_a_place_for_its_results(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", blocked + f"exec({program!r})"], capture_output=True, text=True)
     assert "42" in done.stdout, done.stderr[-2000:]
+
+
+def test_project_tells_of_a_carotid_that_fills_nothing(tmp_path, monkeypatch, capsys):
+    """Vessels that touch, or a wrong inlet, give frames with next to nothing in them: that is said."""
+    from coding_vessels import projection
+
+    def projected(files, out, *more):
+        Path(out).mkdir()
+        (Path(out) / "sources.csv").write_text("Index,file,LI,LV,RI,RV\n1001,a.nii.gz,0.32,0.61,0.012,0.64\n")
+        return [Path(out)]
+
+    monkeypatch.setattr(projection, "project", projected)
+    assert main(["project", "a.nii.gz", "--out", str(tmp_path / "p")]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "a.nii.gz: RI fills 1% of the vessels; look at its frames, or give its inlet in --inlets."]

@@ -107,6 +107,21 @@ def test_viewer_shows_both_planes_and_the_next_injection(page):
     assert page.locator("#patient-1").is_visible()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(page, scheme):
+    """The list, a patient and the viewer, by the rules for accessible pages that axe-core knows."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    page.emulate_media(color_scheme=scheme)
+    found = Axe().run(page).response["violations"]
+    dialog = viewer(page)
+    found += Axe().run(page).response["violations"]
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="hidden")
+    found += Axe().run(page).response["violations"]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+
+
 def test_viewer_zooms_pans_and_resets(page):
     viewer(page)
     style = "getComputedStyle(document.querySelector('.pane .stage')).transform"
