@@ -139,8 +139,10 @@ def test_a_second_predict_is_refused(cohort, tmp_path):
     line = [sys.executable, "-c", PROGRAM + wait, *map(str, words(cohort, tmp_path / "o"))]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "reading\n"
-        second = run("sys.exit(cli.main(sys.argv[1:]))", *words(cohort, tmp_path / "o"))
-        assert second.returncode == 1 and f"another process is writing prediction.json in {tmp_path / 'o'}; wait" in second.stderr
+        plain = ["predict", "--csv", cohort / "test.csv", "--images", cohort, "--out", tmp_path / "o/output.csv"]
+        for line, taken in ((words(cohort, tmp_path / "o"), f"r.html in {tmp_path / 'o/pages'}"), (plain, f"prediction.json in {tmp_path / 'o'}")):
+            second = run("sys.exit(cli.main(sys.argv[1:]))", *line)
+            assert second.returncode == 1 and f"another process is writing {taken}; wait" in second.stderr
         first.communicate("\n")
     assert first.returncode == 0 and "output.csv" in content(tmp_path / "o") and not hidden(tmp_path / "o")
 
