@@ -128,6 +128,8 @@ def _train_folds(args, studies: list, settings) -> None:
     from coding_vessels.engines import load_engine
     from coding_vessels.files import whole
     from coding_vessels.studies import append_csv, split_studies
+    if not args.resume and Path(args.out).exists():
+        raise FileExistsError(f'{args.out} exists; choose another folder, or go on with --resume.')
     parts, tables = split_studies(studies, (1 / args.folds,) * args.folds, settings.seed), []
     if not all(parts): raise ValueError(f'{len(studies)} patients are too few for {args.folds} folds.')
     for number, held in enumerate(parts, 1):

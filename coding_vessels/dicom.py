@@ -364,8 +364,8 @@ def propose_mapping(source, mapping) -> pd.DataFrame:
 
     Raises
     ------
-    FileNotFoundError, FileExistsError
-        If there is no such folder, or the mapping exists.
+    FileNotFoundError, FileExistsError, ValueError
+        If there is no such folder, the mapping exists, or no file is readable DICOM.
     """
     source, mapping = Path(source), Path(mapping)
     if not source.is_dir():
@@ -373,11 +373,11 @@ def propose_mapping(source, mapping) -> pd.DataFrame:
     if mapping.exists(): raise FileExistsError(f'{mapping} exists; choose another name.')
     files = _files_below(source, [])
     table = pd.DataFrame([{'file': name} | _proposed(files[name]) for name in sorted(files)]).fillna('')
-    if table.empty: raise ValueError(f'{source} holds no file.')
+    if 'Patient' not in table: raise ValueError(f'{source} holds no file that is readable DICOM.')
     again = table['view'].isin(VIEWS) & table.duplicated(['Patient', 'study', 'view'])
     table.loc[again, ['view', 'unsure']] = '-', 'another file shows this view of the study'
     table = table.sort_values('unsure', key=lambda why: why == '', kind='stable')
-    first = [name for name in ('file', 'Patient', 'study', 'view', 'unsure') if name in table]
+    first = ['file', 'Patient', 'study', 'view', 'unsure']
     table = table[first + [name for name in table if name not in first]]
     _write_private(mapping, table)
     return table

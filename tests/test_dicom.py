@@ -161,4 +161,7 @@ def test_import_asks_for_what_it_needs(tmp_path, capsys):
     assert main(f"import-dicom {tmp_path}/hospital --out {tmp_path}/new".split()) == 1
     assert "give --out and --key, or --propose" in capsys.readouterr().err
     assert main(f"import-dicom {tmp_path}/hospital --propose {tmp_path}/mapping.csv".split()) == 1
-    assert "holds no file" in capsys.readouterr().err and not (tmp_path / "mapping.csv").exists()
+    (tmp_path / "hospital" / "report.pdf").write_bytes(b"%PDF-1.7")
+    assert main(f"import-dicom {tmp_path}/hospital --propose {tmp_path}/mapping.csv".split()) == 1
+    said = capsys.readouterr().err
+    assert said.count("holds no file that is readable DICOM") == 2 and not (tmp_path / "mapping.csv").exists()

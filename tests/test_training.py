@@ -318,6 +318,7 @@ def test_folds_predict_whom_they_have_not_seen(cohort, tmp_path, capsys, monkeyp
     assert main([*words, "--folds", "1"]) == 1 and "--folds needs 2 or more" in capsys.readouterr().err
     assert main([*words, "--folds", "3"]) == 0
     assert "--model" in capsys.readouterr().out
+    assert main([*words, "--folds", "3"]) == 1 and "choose another folder" in capsys.readouterr().err
     trained = [json.loads((out / f"fold{k}/settings.json").read_text()) for k in (1, 2, 3)]
     met = [{*record["train"], *record["validation"]} for record in trained]
     everyone = set(pd.read_csv(table, dtype=str)["Index"])
