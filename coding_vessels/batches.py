@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import threading
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from uuid import uuid4
 
 import cv2
 import numpy as np
@@ -70,7 +70,7 @@ def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache=No
     except (OSError, ValueError, EOFError): pass                    # not there yet, or damaged: made anew
     frames = preprocess_study(study, settings)
     Path(cache).mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(f'.{os.getpid()}-{threading.get_ident()}.partial')
+    beside = file.with_suffix(f'.{uuid4().hex}.partial')                 # other machines may make it, too
     try:
         np.save(content := io.BytesIO(), frames)
         beside.write_bytes(content.getbuffer())         # unlike np.save itself, this says why it cannot write
@@ -264,9 +264,15 @@ class _Stream:
             yield np.stack(frames), {name: np.stack([one[name] for one in targets]) for name in targets[0]}
 
 # %% ../nbs/04_batches.ipynb #fbf427cb
+def _part_of(order: np.ndarray, batch_size: int, number: int, count: int) -> np.ndarray:
+    "Return what one of `count` equal parts of each batch of an order holds."
+    batches = (order[first:first + batch_size] for first in range(0, len(order), batch_size))
+    return np.concatenate([np.array_split(batch, count)[number] for batch in batches])
+
+
 def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(), batch_size: int = 8,
                   shuffle: bool = False, seed: int = 0, augmentation: Augmentation | None = None, cache=None,
-                  maps: bool = False):
+                  maps: bool = False, even: int = 1, part: tuple[int, int] = (0, 1)):
     """Return batches of frames and what to learn from them, that are read as one goes through them.
 
     Each pass over it is the same. A training gives each epoch a seed of its own; so an epoch does not
@@ -289,6 +295,10 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
         See `load_study`.
     maps : bool
         Whether to give the maps of `draw_maps` too.
+    even : int
+        Each batch has a multiple of so many studies; up to `even` - 1 at the end are not given.
+    part : tuple of int
+        Which part of each batch to give, from 0, and into how many equal ones it is divided.
 
     Returns
     -------
@@ -299,9 +309,10 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
     Raises
     ------
     ValueError
-        If there is no study, or one has no labels.
+        If there are fewer studies than `even`, or one has no labels.
     """
-    if not studies: raise ValueError('there is no study to make batches of; check the cohort.')
+    if len(studies) < even:
+        raise ValueError(f'{len(studies) or "no"} studies are too few to make batches of; check the cohort.')
     if any(study.labels is None for study in studies):
         raise ValueError('batches need labels; read the cohort with labelled=True.')
 
@@ -319,7 +330,8 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
 
     known = [load_marks(study, settings) if maps else None for study in studies]
     order = np.random.default_rng([seed, 0]).permutation(len(studies)) if shuffle else np.arange(len(studies))
-    return _Stream(load, order, batch_size)
+    order = order[:len(order) - len(order) % even]
+    return _Stream(load, _part_of(order, batch_size, *part), batch_size // part[1])
 
 # %% ../nbs/04_batches.ipynb #974a4d20
 @contextmanager

@@ -153,6 +153,16 @@ def _train_folds(args, studies: list, settings) -> None:
           f'and predict others with all of them:\n  coding_vessels predict {models} ...')
 
 
+def _join(args) -> None:
+    "Meet the other processes of a training, if it is one of several."
+    if not args.join and not args.process: return
+    from coding_vessels.devices import join
+    number, _, count = (args.process or '').partition('/')
+    if not args.join or args.folds or not (number.isdecimal() and count.isdecimal()):
+        raise ValueError('--join HOST:PORT and --process I/N, such as 1/2, belong together, without --folds.')
+    join(args.join, int(number), int(count))
+
+
 def train(args) -> int:
     "Train a network on a cohort into a run folder, or fine-tune a trained one."
     from dataclasses import replace
@@ -160,6 +170,7 @@ def train(args) -> int:
     from coding_vessels import model, training
     from coding_vessels.engines import SHIPPED
     from coding_vessels.studies import read_cohort
+    _join(args)
     if args.folds is not None and (args.folds < 2 or args.validation or args.start not in (None, 'shipped')):
         raise ValueError('--folds needs 2 or more, and goes with neither --validation nor a --start of your '
                          'own: its patients would not be new to each fold.')
@@ -189,7 +200,9 @@ def train(args) -> int:
     if args.folds:
         _train_folds(args, studies, settings)
         return _left_out(args, errors)
-    history = training.train(studies, args.out, settings, others, resume=args.resume)
+    history = training.train(studies, args.out, settings, others, resume=args.resume, devices=args.devices,
+                             board=args.tensorboard)
+    if training.process()[0]: return _left_out(args, [])                # the first process tells
     best = history.loc[history.val_loss.idxmin()]
     print(f'best epoch {best.epoch + 1:.0f} of {len(history)}, validation loss {best.val_loss:.4f}: '
           f'{Path(args.out) / "best.keras"}')
@@ -589,6 +602,12 @@ def _add_training(verb) -> None:
          ('--validation-images', dict(help='and the folder of their frames (default: --images)')),
          ('--folds', dict(type=int, help='train so many times, each time without another part of the '
                                          'patients, and predict that part')),
+         ('--devices', dict(type=int, help='GPUs that share a batch, with KERAS_BACKEND=jax (default: as many '
+                                           'as divide it)')),
+         ('--join', dict(metavar='HOST:PORT', help='train together with other machines: the same command on '
+                                                   'each, with the address of the first, and --process')),
+         ('--process', dict(metavar='I/N', help='which of them this is, such as 1/2')),
+         ('--tensorboard', dict(action='store_true', help='write the history for TensorBoard, too')),
          ('--start', dict(help='fine-tune a trained model: a .keras file, or `shipped` for the weights of '
                                'the package')))
     verb(export, ('--model', dict(required=True, help='best.keras of a run')),

@@ -10,7 +10,7 @@ import json
 import platform
 import time
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -20,22 +20,25 @@ import pandas as pd
 from keras import ops
 from scipy.optimize import minimize
 from scipy.special import expit
+from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from . import __version__
 from .anatomy import LABELS, LOCATIONS
 from .attention import LOOK, look_maps
 from .batches import CELL, Augmentation, plain_errors, study_batches
+from .devices import agree, alone, devices_for, from_first, process, spread, together
 from .files import locked, whole
 from .model import Calibration, load_model, preprocessing_of, report_model, vessel_model
 from .preprocessing import Preprocessing
 from .studies import Study, canonical_index, split_studies
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'PRESETS', 'positive_weights', 'even_loss', 'label_loss', 'map_loss', 'look_loss', 'suspicion_loss',
-           'mask_loss', 'find_device', 'Settings', 'build_model', 'patients_met', 'split_patients', 'keep_apart',
-           'fit_calibration', 'choose_thresholds', 'calibrate', 'schedule', 'compile_model', 'training_batches',
-           'learning_rate_of', 'draw_history', 'save_state', 'load_state', 'epochs_waited', 'enough_memory', 'train']
+__all__ = ['PRECISIONS', 'PRESETS', 'SHARES', 'positive_weights', 'even_loss', 'label_loss', 'map_loss', 'look_loss',
+           'suspicion_loss', 'mask_loss', 'find_device', 'Settings', 'build_model', 'patients_met', 'split_patients',
+           'keep_apart', 'fit_calibration', 'choose_thresholds', 'calibrate', 'schedule', 'compile_model',
+           'training_batches', 'validate', 'learning_rate_of', 'draw_history', 'save_state', 'load_state',
+           'epochs_waited', 'enough_memory', 'train']
 
 # %% ../nbs/07_training.ipynb #a32dc0b4
 def positive_weights(studies: list[Study], bound: float = 10.0) -> np.ndarray:
@@ -446,6 +449,16 @@ def _scored(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, outputs)
 
 
+SHARES = {'labels': 1.0, 'maps': 0.2, 'looks': 2.0}      # of the losses in their sum
+
+
+def _losses(model: keras.Model, studies: list[Study], settings: Settings) -> dict:
+    "Return the loss of each output that a network learns from."
+    labels = even_loss if settings.recipe == '2023' else label_loss(positive_weights(studies))
+    losses = {'labels': labels, 'maps': map_loss, 'looks': look_loss}
+    return {name: loss for name, loss in losses.items() if name in model.output}
+
+
 def compile_model(model: keras.Model, studies: list[Study], rate,
                   settings: Settings = Settings()) -> keras.Model:
     """Return a network that shares the model's weights, compiled to learn at a rate or along a schedule.
@@ -455,26 +468,60 @@ def compile_model(model: keras.Model, studies: list[Study], rate,
     for layer in (layer for layer in model.layers if isinstance(layer, Calibration)):
         layer.slope.assign(np.ones(layer.slope.shape))
         layer.offset.assign(np.zeros(layer.offset.shape))
-    labels = even_loss if settings.recipe == '2023' else label_loss(positive_weights(studies))
-    losses = {'labels': labels, 'maps': map_loss, 'looks': look_loss}
-    shares = {'labels': 1.0, 'maps': 0.2, 'looks': 2.0}
-    mine = lambda parts: {name: part for name, part in parts.items() if name in model.output}
-    learner = _scored(model)
-    learner.compile(_optimizer(rate, settings), mine(losses), mine(shares))
+    losses, learner = _losses(model, studies, settings), _scored(model)
+    learner.compile(_optimizer(rate, settings), losses, {name: SHARES[name] for name in losses})
     return learner
 
 
-def training_batches(model: keras.Model, studies: list[Study], settings: Settings, cache=None):
+def training_batches(model: keras.Model, studies: list[Study], settings: Settings, cache=None, even: int = 1,
+                     part: tuple[int, int] = (0, 1)):
     """Yield the batches of `study_batches` with a target for each of the model's outputs.
 
     They are shuffled if the settings say how to augment.
     """
     again, maps = settings.augmentation is not None, 'maps' in model.output
     batches = study_batches(studies, settings.preprocessing, settings.batch_size, again, settings.seed,
-                            settings.augmentation, cache, maps)
+                            settings.augmentation, cache, maps, even, part)
     for frames, targets in batches:
         if 'looks' in model.output: targets['looks'] = targets['maps']  # right if the map's mark lies in it
         yield frames, targets
+
+
+def validate(learner: keras.Model, studies: list[Study], settings: Settings, losses: dict,
+             cache=None) -> dict[str, float]:
+    """Return what losses come to on studies, as means over them, and the AUROC of `Aneurysm`.
+
+    Parameters
+    ----------
+    learner : keras.Model
+        As `compile_model` returns it.
+    studies : list of Study
+    settings : Settings
+        Whose `augmentation` does not count.
+    losses : dict
+        The loss of each output.
+    cache : str or Path, optional
+
+    Returns
+    -------
+    dict
+        'val_loss', their sum by SHARES; 'val_labels_loss' and so on; 'val_auroc', NaN if all are sick or all
+        are healthy.
+    """
+    rows, sick, chance = [], [], []
+    for frames, targets in training_batches(learner, studies, replace(settings, augmentation=None), cache):
+        answer = learner.predict_on_batch(frames)
+        pair = lambda name: map(ops.convert_to_tensor, (targets[name], answer[name]))
+        each = [float(ops.mean(loss(*pair(name)))) for name, loss in losses.items()]
+        rows += [each] * len(frames)
+        sick += targets['labels'][:, 0].tolist()
+        chance += np.asarray(answer['probabilities'], float)[:, 0].tolist()
+    means = dict(zip(losses, np.mean(rows, axis=0)))
+    told = len(set(sick)) == 2 and np.isfinite(chance).all()
+    auroc = float(roc_auc_score(sick, chance)) if told else np.nan
+    total = float(sum(SHARES[name] * mean for name, mean in means.items()))
+    return {'val_loss': total} | {f'val_{name}_loss': float(mean) for name, mean in means.items()} | {
+        'val_auroc': auroc}
 
 # %% ../nbs/07_training.ipynb #83fd0b6e
 def _variables(model: keras.Model) -> list:
@@ -607,8 +654,23 @@ def _epoch_line(history: list[dict], epochs: int, seconds: float) -> str:
     row, left = history[-1], tqdm.format_interval(seconds * (epochs - len(history)))
     best = ', the best so far' if not epochs_waited(history) else ''
     losses = f'loss {row["loss"]:.4f}, validation loss {row["val_loss"]:.4f}{best}'
+    auroc = f', AUROC {row["val_auroc"]:.2f}' if np.isfinite(row.get('val_auroc', np.nan)) else ''
     rate = f'learning rate {row["learning_rate"]:.1e}'
-    return f'epoch {len(history)}/{epochs}: {losses}, {rate}, at most {left} left'
+    return f'epoch {len(history)}/{epochs}: {losses}{auroc}, {rate}, at most {left} left'
+
+
+def _board(folder: Path):
+    "Return a function that adds a row of the history to TensorBoard's files in a folder."
+    try: from tensorboard.summary import Writer
+    except ImportError:
+        raise ValueError('the package tensorboard is missing; pip install tensorboard, '
+                         'or leave --tensorboard (board) out.') from None
+    writer = Writer(str(folder))
+
+    def add(row):
+        for name, value in row.items(): writer.add_scalar(name, value, row['epoch'])
+        writer.flush()
+    return add
 
 
 def _memory_is_short(error: Exception) -> bool:
@@ -629,46 +691,68 @@ def enough_memory(settings: Settings):
         step = f'a step with {count} studies of {size} pixels'
         raise MemoryError(f'{step} does not fit into memory; {mend}.') from None
 
-
 # %% ../nbs/07_training.ipynb #9e21f4b3
-def _epoch(learner: keras.Model, parts: list[list[Study]], settings: Settings, epoch: int, cache,
-           bar: tqdm) -> dict:
+@dataclass
+class _Run:
+    "What one training works with."
+    learner: keras.Model
+    reader: keras.Model             # reads the patients who validate: the learner, or its copy on one device
+    parts: list[list[Study]]        # to train, and to validate
+    settings: Settings
+    devices: int                    # that share a batch
+    out: Path
+    cache: str | Path
+    verbose: bool
+    board: bool
+
+    @property
+    def steps(self) -> int:
+        "Of an epoch. Up to `devices` - 1 studies at its end wait for another one."
+        given = len(self.parts[0]) - len(self.parts[0]) % self.devices
+        return -(-given // self.settings.batch_size)
+
+
+def _epoch(run: _Run, epoch: int, bar: tqdm) -> dict:
     "Train for one epoch and return its row of the history; the run's seed and its number decide its draws."
-    seed = np.random.SeedSequence([settings.seed, epoch]).generate_state(1)[0]
-    batches, held = (training_batches(learner, part, changed, cache) for part, changed in
-                     zip(parts, (replace(settings, seed=int(seed)), replace(settings, augmentation=None))))
+    (studies, held), settings = run.parts, run.settings
+    seed = int(np.random.SeedSequence([settings.seed, epoch]).generate_state(1)[0])
+    batches = training_batches(run.learner, studies, replace(settings, seed=seed), run.cache, run.devices,
+                               process())
     # Without their number, Keras on TensorFlow counts one step more than there are
-    steps, tests = (-(-len(part) // settings.batch_size) for part in parts)
-    done = learner.fit(batches, steps_per_epoch=steps, validation_data=held, validation_steps=tests,
-                       shuffle=False, verbose=0, callbacks=[_Progress(bar)])
-    losses = {name: values[0] for name, values in done.history.items()}
-    return {'epoch': epoch} | losses | {'learning_rate': learning_rate_of(learner)}
+    done = run.learner.fit(batches, steps_per_epoch=run.steps, shuffle=False, verbose=0,
+                           callbacks=[_Progress(bar)])
+    if run.reader is not run.learner: run.reader.set_weights(run.learner.get_weights())
+    with alone():
+        validated = validate(run.reader, held, settings, _losses(run.reader, studies, settings), run.cache)
+    losses = {name: values[0] for name, values in done.history.items()} | from_first(validated)
+    return {'epoch': epoch} | losses | {'learning_rate': learning_rate_of(run.learner)}
 
 
-def _fit(learner: keras.Model, studies: list[Study], validation: list[Study], settings: Settings, out: Path,
-         cache, verbose) -> list[np.ndarray]:
-    """Train from where the run in `out` stands, and return the best weights.
+def _fit(run: _Run) -> list[np.ndarray]:
+    """Train from where the run in its folder stands, and return the best weights.
 
     It ends with the last epoch, or when none has been better for long.
     """
-    best, history = load_state(out, learner)
-    if history: save_state(out, learner, best, history)                # history.csv may be an epoch behind
-    steps, before, started = -(-len(studies) // settings.batch_size), len(history), time.monotonic()
+    (best, history), settings, first = load_state(run.out, run.learner), run.settings, not process()[0]
+    agree({'states of the run (state.npz)': history})
+    if history and first: save_state(run.out, run.learner, best, history)     # history.csv may be behind
+    steps, before = run.steps, len(history)
+    board, started = _board(run.out / 'tensorboard') if run.board and first else None, time.monotonic()
     with tqdm(total=steps * settings.epochs, initial=steps * before, desc='training', unit='step', delay=3,
-              disable=not verbose) as bar:
+              disable=not run.verbose) as bar:
         for epoch in range(before, settings.epochs):
             if epochs_waited(history) >= settings.patience: break
-            history.append(_epoch(learner, [studies, validation], settings, epoch, cache, bar))
+            history.append(_epoch(run, epoch, bar))
             better = not epochs_waited(history) and np.isfinite(history[-1]['val_loss'])
-            if better: best = learner.get_weights()
-            save_state(out, learner, best, history)
+            if better: best = run.learner.get_weights()
+            if first: save_state(run.out, run.learner, best, history)
+            if board: board(history[-1])
             pace = (time.monotonic() - started) / (len(history) - before)
-            if verbose: bar.write(_epoch_line(history, settings.epochs, pace))
+            if run.verbose: bar.write(_epoch_line(history, settings.epochs, pace))
     if not best:
-        raise ValueError(f'the validation loss of {out} was never a number; '
+        raise ValueError(f'the validation loss of {run.out} was never a number; '
                          'train anew with a lower learning rate.')
     return best
-
 
 # %% ../nbs/07_training.ipynb #c5a8047e
 def _parts(studies: list[Study], validation: list[Study] | None, settings: Settings) -> list[list[Study]]:
@@ -683,31 +767,38 @@ def _parts(studies: list[Study], validation: list[Study] | None, settings: Setti
     return [studies, validation]
 
 
-def _for_device(settings: Settings, parts: list[list[Study]], verbose: bool) -> Settings:
+def _for_device(settings: Settings, parts: list[list[Study]], devices: int, verbose: bool) -> Settings:
     "Return the settings with the precision that suits the device if it is left open; say who trains on what."
     device, suitable = find_device()
     if settings.precision == 'auto': settings = replace(settings, precision=suitable)
     patients = '{} patients to train, {} to validate'.format(*map(len, parts))
-    if verbose: print(f'{patients}; on {device}, in {settings.precision}', flush=True)
+    several = f', {devices} devices in all' if devices > 1 else ''
+    if verbose: print(f'{patients}; on {device}{several}, in {settings.precision}', flush=True)
     return settings
 
 
-def _run(model: keras.Model, parts: list[list[Study]], settings: Settings, out: Path, cache, verbose) -> None:
+def _run(model: keras.Model, parts: list[list[Study]], settings: Settings, devices: int, out: Path, cache,
+         verbose: bool, board: bool) -> None:
     "Train, calibrate, and write best.keras."
-    studies, validation = parts
-    # Now, for the start model may be gone later
-    best = build_model(replace(settings, weights=None, precision='float32'))
-    learner = compile_model(model, studies, schedule(settings, len(studies)), settings)
-    with enough_memory(settings): weights = _fit(learner, studies, validation, settings, out, cache, verbose)
-    best.set_weights(weights)
-    calibrate(best, validation, settings.batch_size, cache, settings.specificity)
+    with alone():
+        # Now, for the start model may be gone later
+        best = build_model(replace(settings, weights=None, precision='float32'))
+        copy = _scored(build_model(replace(settings, weights=None))) if devices > 1 else None
+    given = len(parts[0]) - len(parts[0]) % devices
+    learner = compile_model(model, parts[0], schedule(settings, given), settings)
+    run = _Run(learner, copy or learner, parts, settings, devices, out, cache, verbose, board)
+    with enough_memory(settings): weights = _fit(run)
+    if process()[0]: return
+    with alone():
+        best.set_weights(weights)
+        calibrate(best, parts[1], settings.batch_size, cache, settings.specificity)
     with whole(out / 'best.keras') as beside: best.save(beside())
-
 
 # %% ../nbs/07_training.ipynb #faf89c9c
 @plain_errors()
 def train(studies: list[Study], out, settings: Settings = Settings(), validation: list[Study] | None = None,
-          cache=None, resume: bool = False, verbose: bool = True) -> pd.DataFrame:
+          cache=None, resume: bool = False, verbose: bool = True, devices: int | None = None,
+          board: bool = False) -> pd.DataFrame:
     """Train a network on studies and return its history: epoch, losses and learning rate, a row an epoch.
 
     Parameters
@@ -715,7 +806,7 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
     studies : list of Study
         Labelled; without `validation`, `split_patients` sets 15 % of them aside for it.
     out : str or Path
-        The run folder; new or empty, unless `resume`.
+        The run folder; new or empty, unless `resume`. Processes that train together share it.
     settings : Settings
     validation : list of Study, optional
         Other patients, to choose the epoch and to calibrate.
@@ -726,23 +817,32 @@ def train(studies: list[Study], out, settings: Settings = Settings(), validation
         batch_size, accumulate and precision may change.
     verbose : bool
         Whether to show a bar, and a line an epoch.
+    devices : int, optional
+        As `count` in `devices_for`: devices of this process that share a batch.
+    board : bool
+        Whether to write the history for TensorBoard, too, into `tensorboard` in the run folder.
 
     Raises
     ------
-    FileExistsError, BlockingIOError, MemoryError
+    FileExistsError, BlockingIOError, MemoryError, ConnectionError
         If `out` holds something and `resume` is False; if another training writes there; if a step does not
-        fit into memory.
+        fit into memory; if another process of this training is lost.
     ValueError
         If studies are too few, a patient is in both parts, `settings.start` is another network or lacks
-        its record, or `resume` meets other settings.
+        its record, `resume` meets other settings, or the devices are too few or do not divide a batch.
     """
     out, parts = Path(out), _parts(studies, validation, settings)
-    settings = _for_device(settings, parts, verbose)
+    count, (number, processes) = devices_for(settings.batch_size, devices), process()
+    verbose = verbose and not number
+    settings = _for_device(settings, parts, count * processes, verbose)
+    agree({'patients': [[study.index for study in part] for part in parts], 'settings': settings})
     keras.utils.set_random_seed(settings.seed)
-    with locked(out / 'run'):                                 # two trainings do not write into one folder
-        model, record = build_model(settings), _open_run(out, settings, *parts, resume)
-        if not record.get('finished'):
-            _run(model, parts, settings, out, cache or out / 'cache', verbose)
-            _write_settings(out, record | {'finished': True})
+    lock = nullcontext() if number else locked(out / 'run')             # no two trainings in one folder
+    with lock, spread(count), together():
+        model = build_model(settings)
+        record = {} if number else _open_run(out, settings, *parts, resume)
+        if not from_first(record.get('finished', False)):
+            _run(model, parts, settings, count * processes, out, cache or out / 'cache', verbose, board)
+            if not number: _write_settings(out, record | {'finished': True})
+        agree({'ends of the run': True})                                # the first has written what all read
     return pd.read_csv(out / 'history.csv')
-
