@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from . import __version__
@@ -272,14 +273,50 @@ def _check_places(args, files: dict[str, Path], record: Path, overwrite: bool) -
                               'another --out.')
 
 # %% ../nbs/11_cli.ipynb #d94c6f02
+def _engine(models: list[str] | None, name: str):
+    "Return the engine of a model, or the mean of several; by default the shipped one."
+    from coding_vessels.engines import average, load_engine
+    return average([load_engine(path, name) for path in models or [None]])
+
+
+def _visit(draw, page, reading) -> dict | None:
+    "Draw the overlays of a reading, and return its page, each if it is wanted."
+    if draw: draw(reading)
+    return {'page': page(reading)} if page else None
+
+
+def _reader(args, engine, threshold, visit):
+    "Return a function that yields the rows of studies, read here or on a cluster."
+    from coding_vessels.archives import rows_on_cluster
+    from coding_vessels.engines import WORKERS
+    from coding_vessels.prediction import rows_of
+    if not args.ray:
+        workers = args.workers or WORKERS
+        return lambda studies: rows_of(engine, studies, threshold, visit, workers)
+    worker = partial(_engine, args.model, args.engine), engine.source, threshold, visit
+    return lambda studies: rows_on_cluster(studies, worker, args.ray, args.workers)
+
+
+def _shard(args, studies: list) -> tuple[list, bool]:
+    "Return the share of the studies that --shard names, and whether it is the first."
+    from coding_vessels.archives import shard
+    number, _, count = args.shard.partition('/')
+    if not (number.isdecimal() and count.isdecimal()):
+        raise ValueError(f"'{args.shard}' is no shard; give I/N, such as 1/4.")
+    return shard(studies, int(number), int(count)), number == '1'
+
+
 def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, list]:
     "Predict, and write what was found for the group `beside`; return the exit status and what to tell."
     from coding_vessels import prediction
-    from coding_vessels.engines import WORKERS, average, load_engine
     from coding_vessels.studies import append_csv, read_cohort
-    engine = average([load_engine(path, args.engine) for path in args.model or [None]])
+    engine = _engine(args.model, args.engine)
     threshold = engine.thresholds if args.threshold is None else args.threshold
     studies, problems = read_cohort(args.csv, args.images, labelled=False, partial=not args.require_all)
+    lost = _lost(problems, studies)
+    if args.shard:
+        studies, first = _shard(args, studies)
+        lost = lost if first else lost[:0]                              # the first shard lists them
     facts = _facts(args, engine) | {'frames': prediction.fingerprint(studies)}
     if args.resume and _finished(record, facts):
         return 3 if files['errors'].exists() else 0, [(f'{args.out}: this prediction was finished before.',
@@ -287,23 +324,20 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
     _check_places(args, files, record, args.overwrite)
     report = _Report(args, engine, studies) if args.report else None
     pictures = beside.inside(args.overlays) if args.overlays else None
-    draw = prediction.overlay_writer(pictures) if args.overlays else lambda reading: None
+    draw = prediction.overlay_writer(pictures) if args.overlays else None
 
-    def visit(reading):
-        draw(reading)
-        return report and {'page': report.page(reading)}
-
+    visit = partial(_visit, draw, report and report.page)
     rows = prediction.Rows(beside.inside(record.parent) / 'rows', facts)
     beside.keep = False
     with contextlib.closing(rows):
-        prediction.append_rows(rows, engine, studies, threshold, visit, args.workers or WORKERS)
+        prediction.append_rows(rows, studies, _reader(args, engine, threshold, visit))
         if all('error' in row for row in rows):
             raise ValueError(f'no study of {args.csv} can be predicted; '
                              '`coding_vessels check --unlabelled` says why.')
         # half-written by a call that was killed
         for file in files.values(): beside(file).unlink(missing_ok=True)
         prediction.write_tables(rows, {name: beside(file) for name, file in files.items()}, threshold)
-        lost, before = _lost(problems, studies), _written(record) - _output_of(record)
+        before = _written(record) - _output_of(record)
         if len(lost): append_csv(beside(files['errors']), lost)
         if report: report.write(beside(args.report), rows, threshold, lost)
         for place in _places(pictures, args.overlays, before): beside(place)
@@ -377,7 +411,8 @@ def _places(pictures: Path | None, folder, before: set[Path]) -> list[Path]:
 def _facts(args, engine) -> dict:
     "Return what the result of a prediction depends on, apart from the frames."
     words = {name: None if getattr(args, name) is None else str(getattr(args, name))
-             for name in ('csv', 'images', 'out', 'threshold', 'require_all', 'overlays', 'report', 'truth')}
+             for name in ('csv', 'images', 'out', 'threshold', 'require_all', 'shard', 'overlays', 'report',
+                          'truth')}
     return {'coding_vessels': __version__} | words | {'model': engine.file.name, 'weights': engine.source,
                                                       'engine': engine.name, 'precision': engine.precision}
 
@@ -402,7 +437,9 @@ def _write_record(file: Path, record: Path, facts: dict, made: list[Path]) -> No
 class _Report:
     "Collects what the page of `predict --report` needs, and writes it."
     def __init__(self, args, engine, studies):
-        self.args, self.engine, self.truth = args, engine, None
+        self.args, self.truth = args, None
+        self.model = (f'{engine.file.name}, run in {engine.name}; '
+                      f'SHA-256 of the weights {engine.source[:16]}')
         if args.truth:
             from coding_vessels.evaluation import read_labels
             self.truth = read_labels(args.truth, truth=True)
@@ -436,8 +473,7 @@ class _Report:
         facts = {'Program': f'coding_vessels {__version__}',
                  'Written': f'{date.today():%Y-%m-%d}',
                  'Patients': f'{args.csv}, frames in {args.images}',
-                 'Model': f'{self.engine.file.name}, run in {self.engine.name}; '
-                          f'SHA-256 of the weights {self.engine.source[:16]}',
+                 'Model': self.model,
                  'Trained on': 'the package\'s weights: simulated patients only' if not args.model
                                else 'see settings.json in the folder of its run',
                  'Left out': f'{errors.Index.nunique()} patients or files'}
@@ -602,8 +638,8 @@ def _add_training(verb) -> None:
          ('--validation-images', dict(help='and the folder of their frames (default: --images)')),
          ('--folds', dict(type=int, help='train so many times, each time without another part of the '
                                          'patients, and predict that part')),
-         ('--devices', dict(type=int, help='GPUs that share a batch, with KERAS_BACKEND=jax (default: as many '
-                                           'as divide it)')),
+         ('--devices', dict(type=int, help='GPUs that share a batch, with KERAS_BACKEND=jax (default: as '
+                                           'many as divide it)')),
          ('--join', dict(metavar='HOST:PORT', help='train together with other machines: the same command on '
                                                    'each, with the address of the first, and --process')),
          ('--process', dict(metavar='I/N', help='which of them this is, such as 1/2')),
@@ -636,7 +672,10 @@ def _add_reading(verb) -> None:
          ('--truth', dict(help='true labels for the page: its scores are shown')),
          ('--overwrite', dict(action='store_true')),
          ('--resume', dict(action='store_true', help='go on where a call with the same words was killed')),
-         ('--workers', dict(type=int, help='studies read at the same time (default: one a core, 8 at most)')))
+         ('--workers', dict(type=int, help='studies read at the same time (default: one a core, 8 at most)')),
+         ('--shard', dict(metavar='I/N', help='read only the I-th of N shares that follow one another')),
+         ('--ray', dict(metavar='ADDRESS', help='read on a Ray cluster: its address, `auto`, or `local` for '
+                                                'the cores of this machine')))
     verb(triage, ('folder', dict(help='where `predict` wrote output.csv and probabilities.csv')),
          ('--patients', dict(required=True, help='CSV: Index, and any of age, sex, hypertension, '
                                                  'earlier_sah, population, smoking')),

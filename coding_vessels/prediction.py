@@ -28,8 +28,8 @@ from .studies import FrameError, Study, append_csv, read_frame
 
 # %% auto #0
 __all__ = ['attention_map', 'peak_of', 'draw_overlay', 'assess', 'read_frames', 'Reading', 'frame_notes', 'read_study',
-           'readings', 'append_rows', 'tables_of', 'predict_studies', 'overlay_writer', 'apply_threshold', 'Rows',
-           'Part', 'fingerprint', 'write_tables']
+           'readings', 'rows_of', 'append_rows', 'tables_of', 'predict_studies', 'overlay_writer', 'apply_threshold',
+           'Rows', 'Part', 'fingerprint', 'write_tables']
 
 # %% ../nbs/09_prediction.ipynb #2274534d
 def attention_map(maps: np.ndarray, location: str, view: str) -> np.ndarray:
@@ -222,28 +222,22 @@ def readings(engine: Engine, studies: list[Study], threshold=None, workers: int 
     yield from in_order(ThreadPoolExecutor(workers), work, studies, 2 * workers)
 
 # %% ../nbs/09_prediction.ipynb #80516c61
-def append_rows(rows, engine: Engine, studies: list[Study], threshold=None, visit=None,
-                workers: int = WORKERS) -> None:
-    """Append what is found in each study to rows; studies whose rows are there already are passed over.
+def rows_of(engine: Engine, studies: list[Study], threshold=None, visit=None, workers: int = WORKERS):
+    """Yield the row of each study in order: a dict of Index, probabilities, positions and warnings; or of
+    Index and error.
 
     Parameters
     ----------
-    rows : list or Rows
-        Gets one dict a study: Index, probabilities, positions and warnings; or Index and error.
     engine, studies, threshold
         As in `predict_studies`.
     visit : callable, optional
-        Called once with each `Reading`, before its row is appended; the row gets the entries of the dict that
-        it returns, if any.
+        Called once with each `Reading`; the row gets the entries of the dict that it returns, if any.
     workers : int
         Studies that are read at the same time; no result depends on it.
     """
-    left = studies[len(rows):]
-    done = readings(engine, left, threshold, workers)
-    for study, reading in zip(left, tqdm(done, initial=len(rows), total=len(studies), desc='predicting',
-                                         unit='study', delay=3)):
-        if isinstance(reading, Exception): rows.append({'Index': study.index, 'error': str(reading)})
-        else: rows.append(_row(reading) | (visit and visit(reading) or {}))
+    for study, reading in zip(studies, readings(engine, studies, threshold, workers)):
+        if isinstance(reading, Exception): yield {'Index': study.index, 'error': str(reading)}
+        else: yield _row(reading) | (visit and visit(reading) or {})
 
 
 def _row(reading: Reading) -> dict:
@@ -252,9 +246,24 @@ def _row(reading: Reading) -> dict:
     return {'Index': reading.study.index, 'probabilities': reading.probabilities.tolist(),
             'positions': reading.positions(), 'warnings': warnings}
 
+
+def append_rows(rows, studies: list[Study], make) -> None:
+    """Append the rows of studies to others, with a bar; studies whose rows are there already are passed over.
+
+    Parameters
+    ----------
+    rows : list or Rows
+    studies : list of Study
+    make : callable
+        Takes the studies that are left, and yields their rows, as `rows_of` does.
+    """
+    made = make(studies[len(rows):])
+    for row in tqdm(made, initial=len(rows), total=len(studies), desc='predicting', unit='study', delay=3):
+        rows.append(row)
+
 # %% ../nbs/09_prediction.ipynb #dfe21349
 def tables_of(rows) -> dict[str, pd.DataFrame]:
-    "Return the tables probabilities, positions, warnings and errors of rows, as `append_rows` makes them."
+    "Return the tables probabilities, positions, warnings and errors of rows, as `rows_of` makes them."
     told = 'Index', 'probabilities', 'positions', 'warnings', 'error'
     # without their pages
     rows = [{name: row[name] for name in told if name in row} for row in rows]
@@ -292,7 +301,7 @@ def predict_studies(engine: Engine, studies: list[Study], threshold=None,
         NaN where it can't be told. Errors: Index and error.
     """
     rows = []
-    append_rows(rows, engine, studies, threshold, visit)
+    append_rows(rows, studies, lambda left: rows_of(engine, left, threshold, visit))
     tables = tables_of(rows)
     return tables['probabilities'], tables['positions'], tables['errors']
 
@@ -354,7 +363,7 @@ def apply_threshold(probabilities: pd.DataFrame, threshold=0.5) -> pd.DataFrame:
 
 # %% ../nbs/09_prediction.ipynb #9b841cee
 class Rows(Sequence):
-    """Rows in a file, one line each, as `append_rows` makes them; only one of them is in memory at a time.
+    """Rows in a file, one line each, as `rows_of` makes them; only one of them is in memory at a time.
 
     Parameters
     ----------
