@@ -11,6 +11,7 @@ import pickle
 from collections.abc import Callable
 
 import cv2
+import numpy as np
 
 from .engines import Engine
 from .prediction import rows_of
@@ -52,7 +53,8 @@ class Worker:
         If the engine holds other weights.
     """
 
-    def __init__(self, load: Callable[[], Engine], source: str, threshold=None, visit=None):
+    def __init__(self, load: Callable[[], Engine], source: str, threshold: float | np.ndarray | None = None,
+                 visit: Callable | None = None):
         cv2.setNumThreads(1)
         self.engine, self.threshold, self.visit = load(), threshold, visit
         if self.engine.source != source:

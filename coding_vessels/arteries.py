@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,7 +34,7 @@ def resample(points: np.ndarray, step: float = STEP) -> np.ndarray:
     return np.stack([np.interp(even, distance, axis) for axis in points.T], axis=1)
 
 
-def smooth(knots) -> np.ndarray:
+def smooth(knots: np.ndarray) -> np.ndarray:
     "Return a smooth curve through the knots, shape (k, 3) in mm, resampled evenly."
     knots = np.asarray(knots, float)
     gaps = np.linalg.norm(np.diff(knots, axis=0), axis=1)
@@ -165,7 +166,7 @@ class Population:
                              'different ones; lower it.')
 
 # %% ../nbs/01_arteries.ipynb #0f6a425e
-def beside(points, side: int) -> np.ndarray:
+def beside(points: np.ndarray, side: int) -> np.ndarray:
     "Return points, (n, 3), given for the left side, on the wanted side: +1 left, -1 right."
     return np.asarray(points, float) * (side, 1, 1)
 
@@ -764,8 +765,8 @@ def _join_sides(named: dict[str, Vessel], population: Population, thin: dict,
             named[f'{letter}_A2'].filling = {f'{letter}I': 1.0, f'{other}I': rng.uniform(0.4, 0.8)}
 
 # %% ../nbs/01_arteries.ipynb #41859fd6
-def draw_vessels(rng: np.random.Generator, population: Population = Population(), locations=(),
-                 generations: int = 3) -> dict[str, Vessel]:
+def draw_vessels(rng: np.random.Generator, population: Population = Population(),
+                 locations: Sequence[str] = (), generations: int = 3) -> dict[str, Vessel]:
     """Return all arteries of one simulated head by name.
 
     Coordinates are millimetres from a point between both carotid termini: x to the patient's left, y to the

@@ -11,7 +11,8 @@ import json
 import os
 import re
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -39,7 +40,8 @@ __all__ = ['PREPROCESSING_VERSION', 'CELL', 'MASK', 'SQUARE', 'REACH', 'load_stu
 PREPROCESSING_VERSION = 1    # raise it when 03_preprocessing gives other frames: old caches are left alone
 
 
-def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache=None) -> np.ndarray:
+def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache: str | Path | None = None
+              ) -> np.ndarray:
     """Return the eight preprocessed frames of a study, zeros for missing views, from the cache where they
     are there.
 
@@ -235,7 +237,7 @@ def hide_views(frames: np.ndarray, labels: np.ndarray, present: np.ndarray) -> t
     return frames, np.concatenate([[float((located == 1).any())], located]).astype(np.float32)
 
 # %% ../nbs/04_batches.ipynb #6a0f31d2
-def in_order(pool, work, items, ahead: int):
+def in_order(pool: Executor, work: Callable, items: Iterable, ahead: int):
     "Yield what `work` makes of items, in their order; the pool makes at most `ahead` of them beforehand."
     waiting = deque()
     try:
@@ -271,8 +273,9 @@ def _part_of(order: np.ndarray, batch_size: int, number: int, count: int) -> np.
 
 
 def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(), batch_size: int = 8,
-                  shuffle: bool = False, seed: int = 0, augmentation: Augmentation | None = None, cache=None,
-                  maps: bool = False, even: int = 1, part: tuple[int, int] = (0, 1)):
+                  shuffle: bool = False, seed: int = 0, augmentation: Augmentation | None = None,
+                  cache: str | Path | None = None, maps: bool = False, even: int = 1,
+                  part: tuple[int, int] = (0, 1)):
     """Return batches of frames and what to learn from them, that are read as one goes through them.
 
     Each pass over it is the same. A training gives each epoch a seed of its own; so an epoch does not
@@ -347,7 +350,7 @@ def plain_errors():
         raise
 
 # %% ../nbs/04_batches.ipynb #47d8bd46
-def draw_pair(seed, population, scanner, settings: Preprocessing
+def draw_pair(seed: Sequence[int], population, scanner, settings: Preprocessing
               ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray]:
     """Return two twins that share out a patient's aneurysms: frames, labels, marks and masks.
 
@@ -386,7 +389,7 @@ def draw_pair(seed, population, scanner, settings: Preprocessing
             masks)
 
 # %% ../nbs/04_batches.ipynb #01e2811c
-def pair_targets(pair, seed, augmentation: Augmentation | None, missing: float
+def pair_targets(pair: tuple, seed: Sequence[int], augmentation: Augmentation | None, missing: float
                  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return frames (2, 8, size, size), labels (2, 22) and maps (2, 8, cells, cells, 13) of a pair, both
     changed alike.
@@ -406,7 +409,7 @@ def pair_targets(pair, seed, augmentation: Augmentation | None, missing: float
     return np.stack(frames), np.stack(labels), np.stack(targets)
 
 # %% ../nbs/04_batches.ipynb #59854b30
-def pair_squares(pair, side: int) -> tuple[np.ndarray, np.ndarray]:
+def pair_squares(pair: tuple, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Return squares around each aneurysm that one of two twins lacks, the aneurysm's first.
 
     Parameters
@@ -445,8 +448,8 @@ def pair_squares(pair, side: int) -> tuple[np.ndarray, np.ndarray]:
 SQUARE, REACH = 64, 16      # side of a square, and how far it may lie from its aneurysm, in pixels
 
 
-def draw_lesson(seed, population, scanner, settings: Preprocessing, augmentation: Augmentation | None = None,
-                missing: float = 0.25, uses: int = 2):
+def draw_lesson(seed: Sequence[int], population, scanner, settings: Preprocessing,
+                augmentation: Augmentation | None = None, missing: float = 0.25, uses: int = 2):
     """Return what is to be learned from one pair of twins.
 
     Parameters
@@ -500,7 +503,7 @@ def _apart(lists, rng: np.random.Generator, room: int = 100):
     while kept: yield kept.pop(rng.integers(len(kept)))
 
 
-def phantom_batches(lessons, seed: int = 0, size: int = 1):
+def phantom_batches(lessons: Iterable, seed: int = 0, size: int = 1):
     """Yield batches of twins. Each lesson is used as often as it has uses, some time apart.
 
     Parameters
@@ -523,7 +526,7 @@ def phantom_batches(lessons, seed: int = 0, size: int = 1):
         yield frames, {'labels': labels, 'maps': maps}
 
 # %% ../nbs/04_batches.ipynb #bd6efe44
-def square_batches(lessons, seed: int = 0, uses: int = 3, size: int = 16, room: int = 1500):
+def square_batches(lessons: Iterable, seed: int = 0, uses: int = 3, size: int = 16, room: int = 1500):
     """Yield batches of squares for the closer look, each an aneurysm's and its twin's.
 
     Parameters

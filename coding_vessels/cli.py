@@ -32,7 +32,7 @@ def _lost(problems, studies):
     return lost.assign(error=lost.file + ': ' + lost.problem + '; ' + lost.mend + '.')[['Index', 'error']]
 
 
-def simulate(args) -> int:
+def simulate(args: argparse.Namespace) -> int:
     "Write a simulated cohort in the competition's layout."
     from coding_vessels.phantom import PRESETS, write_cohort
     if args.preset not in PRESETS:
@@ -54,7 +54,7 @@ def _print_problems(problems, most: int = 50) -> None:
         if count > 0: print(f'... and {count:,} more: {mend}')
 
 
-def check(args) -> int:
+def check(args: argparse.Namespace) -> int:
     "List everything that is wrong with a cohort."
     from coding_vessels.studies import read_cohort
     studies, problems = read_cohort(args.csv, args.images, labelled=not args.unlabelled, decode=True,
@@ -66,7 +66,7 @@ def check(args) -> int:
     return 1 if len(problems) else 0
 
 # %% ../nbs/11_cli.ipynb #5d0c7e3a
-def project(args) -> int:
+def project(args: argparse.Namespace) -> int:
     "Turn three-dimensional vessels, one file a patient, into a cohort in the competition's layout."
     import pandas as pd
     from coding_vessels import projection
@@ -86,7 +86,7 @@ def project(args) -> int:
     return 0
 
 # %% ../nbs/11_cli.ipynb #1c0f2ef9
-def import_dicom(args) -> int:
+def import_dicom(args: argparse.Namespace) -> int:
     """Turn a folder of DICOM files into a cohort with new indices; the key to the patients goes to a file of
     its own.
     """
@@ -164,7 +164,7 @@ def _join(args) -> None:
     join(args.join, int(number), int(count))
 
 
-def train(args) -> int:
+def train(args: argparse.Namespace) -> int:
     "Train a network on a cohort into a run folder, or fine-tune a trained one."
     from dataclasses import replace
     import pandas as pd
@@ -210,7 +210,7 @@ def train(args) -> int:
     return _left_out(args, errors)
 
 # %% ../nbs/11_cli.ipynb #f96853a1
-def export(args) -> int:
+def export(args: argparse.Namespace) -> int:
     """Write a trained model beside its file for an engine that needs no TensorFlow, in float32 or in fewer
     bits.
     """
@@ -229,7 +229,7 @@ def export(args) -> int:
     return 0
 
 # %% ../nbs/11_cli.ipynb #23f6a1a2
-def predict(args) -> int:
+def predict(args: argparse.Namespace) -> int:
     """Write output.csv, probabilities.csv, positions.csv and, if need be, warnings.csv and errors.csv; with
     --report a page to read.
     """
@@ -492,7 +492,7 @@ def _simulated(truth) -> Path | None:
     return Path(truth).parent if (Path(truth).parent / 'truth').is_dir() else None
 
 
-def evaluate(args) -> int:
+def evaluate(args: argparse.Namespace) -> int:
     """Print every figure of a prediction with its interval, beside the trivial predictor's; write scores.json
     and curves.
     """
@@ -520,7 +520,7 @@ def evaluate(args) -> int:
     return 0
 
 # %% ../nbs/11_cli.ipynb #3d58a6e4
-def demo(args) -> int:
+def demo(args: argparse.Namespace) -> int:
     "Simulate a cohort, predict it with the shipped weights, score the prediction, and make a page to read."
     out = Path(args.out)
     if out.exists() and any(out.iterdir()):
@@ -538,7 +538,7 @@ def demo(args) -> int:
     return 0
 
 # %% ../nbs/11_cli.ipynb #5e02a9d4
-def triage(args) -> int:
+def triage(args: argparse.Namespace) -> int:
     "List the patients of a prediction, most urgent first, with clinical scores (PHASES, ELAPSS)."
     from coding_vessels import risk
     from coding_vessels.files import settle, whole

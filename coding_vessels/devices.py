@@ -80,7 +80,7 @@ def agree(facts: dict) -> None:
                          'give all of them the same command, and the same files.')
 
 
-def from_first(values):
+def from_first(values: dict[str, float] | bool | np.ndarray):
     "Return the first process's numbers, for all of them: an array, or a dict of numbers."
     if process()[1] == 1: return values
     from jax.experimental import multihost_utils

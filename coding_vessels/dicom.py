@@ -71,7 +71,7 @@ def _viewer(dataset) -> Dataset | None:
 LONGEST = 1_000              # frames of a run that is read
 
 # %% ../nbs/02a_dicom.ipynb #a9e65f31
-def grey_frames(dataset) -> np.ndarray:
+def grey_frames(dataset: Dataset) -> np.ndarray:
     """Return all frames of a DICOM object as grey levels.
 
     Parameters
@@ -178,7 +178,7 @@ def _deflated(path) -> bool:
         return False
 
 # %% ../nbs/02a_dicom.ipynb #80d0a6ae
-def read_dicom(path):
+def read_dicom(path: str | Path):
     """Return the header and the grey frames of a DICOM file of at most 2 GB.
 
     Parameters
@@ -222,7 +222,7 @@ _SIDE = {'L': r'\b(left|lt|l)\b|\bl(?=ica|va|cca|vert)', 'R': r'\b(right|rt|r)\b
 _ARTERY = {'I': r'\b[lr]?ica\b|internal carotid', 'V': r'\b[lr]?va\b|vertebral|\b[lr]?vert\b'}
 
 
-def tag_of(dataset, name: str) -> str:
+def tag_of(dataset: Dataset, name: str) -> str:
     "Return a tag's text; empty if it is missing or cannot be read."
     try: return '' if (value := getattr(dataset, name, None)) is None else str(value).strip()
     except Exception:
@@ -230,7 +230,7 @@ def tag_of(dataset, name: str) -> str:
         return ''
 
 
-def angle_of(dataset) -> float:
+def angle_of(dataset: Dataset) -> float:
     """Return how far the detector is turned from the patient's chest towards the patient's left, in degrees;
     nan if the file does not say.
     """
@@ -255,7 +255,7 @@ def _plane(dataset) -> str:
     return 'A' if angle <= 40 else 'B' if 60 <= angle <= 120 else ''
 
 
-def unsure(dataset) -> str:
+def unsure(dataset: Dataset) -> str:
     "Return why a DICOM object leaves its view open; empty if it does not."
     if tag_of(dataset, 'PositionerMotion') == 'DYNAMIC': return 'a rotational run'
     if not _plane(dataset):
@@ -264,12 +264,12 @@ def unsure(dataset) -> str:
     return '' if _injection(dataset) else 'its description names no one injection'
 
 
-def view_of(dataset) -> str | None:
+def view_of(dataset: Dataset) -> str | None:
     "Return the view that angles and description of a DICOM object agree on, or None if they leave it open."
     return None if unsure(dataset) else f'{_injection(dataset)}-{_plane(dataset)}'
 
 # %% ../nbs/02a_dicom.ipynb #1f7e5d30
-def is_mirrored(dataset, view: str) -> bool | None:
+def is_mirrored(dataset: Dataset, view: str) -> bool | None:
     """Return whether the frames of a DICOM object are mirror images of what a view shows here,
     or None if the file leaves it open.
 
@@ -346,7 +346,7 @@ def _proposed(path: Path) -> dict[str, str]:
     return {'view': view_of(dataset) or '', 'unsure': unsure(dataset)} | said
 
 
-def propose_mapping(source, mapping) -> pd.DataFrame:
+def propose_mapping(source: str | Path, mapping: str | Path) -> pd.DataFrame:
     """Write a mapping for `import_dicom` that a person completes, and return it.
 
     Parameters
@@ -479,8 +479,8 @@ def _write_imported(beside: Path, key: Path, studies: dict[str, tuple[str, str]]
     _write_key(key, studies, found)
 
 # %% ../nbs/02a_dicom.ipynb #05825488
-def import_dicom(source, out, key, mapping=None, projection: str = 'filling',
-                 seed: int | None = None) -> pd.DataFrame:
+def import_dicom(source: str | Path, out: str | Path, key: str | Path, mapping: str | Path | None = None,
+                 projection: str = 'filling', seed: int | None = None) -> pd.DataFrame:
     """Write a cohort from a folder of DICOM files, one row a study,
     and return what was left out or must be looked at.
 

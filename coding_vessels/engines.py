@@ -55,7 +55,7 @@ def _digest(path: Path) -> str:
     with open(path, 'rb') as stream: return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 # %% ../nbs/08a_engines.ipynb #5b0c61e2
-def exported_file(path, engine: str = 'openvino', precision: str = 'float32') -> Path:
+def exported_file(path: str | Path, engine: str = 'openvino', precision: str = 'float32') -> Path:
     """Return where the export of a model file lies: beside it, with the precision in its name if that is
     reduced.
     """
@@ -68,7 +68,7 @@ def _parts(path: Path) -> list[Path]:
     return [path, path.with_suffix('.bin')] if path.suffix == '.xml' else [path]
 
 
-def record_digests(path, model: str, source: str) -> None:
+def record_digests(path: str | Path, model: str, source: str) -> None:
     """Write beside an export the SHA-256 of its files, and of the model file it was made from (its name and
     digest), as `sha256sum` would.
     """
@@ -99,7 +99,7 @@ def _check_digests(path: Path) -> None:
             raise ValueError(f'{path} was made from other weights than {model} holds now; {again}')
 
 # %% ../nbs/08a_engines.ipynb #26cb74d3
-def export_model(path, engine: str = 'openvino', precision: str = 'float32',
+def export_model(path: str | Path, engine: str = 'openvino', precision: str = 'float32',
                  studies: list[Study] | None = None) -> Path:
     """Write a trained model beside its file for another engine, and return the new file.
 
@@ -276,7 +276,7 @@ def _checked(engine: Engine) -> Engine:
     return engine
 
 # %% ../nbs/08a_engines.ipynb #14263c08
-def load_engine(path=None, engine: str = 'auto') -> Engine:
+def load_engine(path: str | Path | None = None, engine: str = 'auto') -> Engine:
     """Return the engine for a trained model.
 
     An export is checked against its record each time: its own files always, its model file where that lies

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ __all__ = ['TRIVIAL', 'LOCATION_FIGURES', 'read_labels', 'align', 'read_predicti
            'read_groups', 'describe', 'draw_curves', 'write_scores']
 
 # %% ../nbs/08_evaluation.ipynb #1c43a85a
-def read_labels(csv, truth: bool = False, partial: bool = False) -> pd.DataFrame:
+def read_labels(csv: str | Path, truth: bool = False, partial: bool = False) -> pd.DataFrame:
     """Return the labels or predictions of a CSV as numbers.
 
     Parameters
@@ -90,7 +91,7 @@ def align(truth: pd.DataFrame, output: pd.DataFrame) -> pd.DataFrame:
     return output.loc[truth.index]
 
 # %% ../nbs/08_evaluation.ipynb #b52f83d9
-def read_prediction(output, probabilities=None) -> list[pd.DataFrame]:
+def read_prediction(output: str | Path, probabilities: str | Path | None = None) -> list[pd.DataFrame]:
     """Return the output and, if there are any, the probabilities of the same prediction.
 
     Parameters
@@ -256,7 +257,7 @@ def location_figures(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = No
     return np.stack([aurocs(y[:, 1:], p[:, 1:]), precisions, found, spared], axis=1)
 
 # %% ../nbs/08_evaluation.ipynb #02bd8256
-def wilson(score, trials) -> tuple[np.ndarray, np.ndarray]:
+def wilson(score: float | np.ndarray, trials: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return both ends of Wilson's 95 % interval.
 
     Parameters
@@ -273,7 +274,7 @@ def wilson(score, trials) -> tuple[np.ndarray, np.ndarray]:
         return tuple(np.clip((centre + side * half) / (1 + z ** 2 / trials), 0, 1) for side in (-1, 1))
 
 
-def trials_of(score, variance, fewest) -> np.ndarray:
+def trials_of(score: float | np.ndarray, variance: float | np.ndarray, fewest: float) -> np.ndarray:
     """Return how many independent trials give a share this variance; `fewest` where that says nothing, as at
     0 and 1.
     """
@@ -282,7 +283,8 @@ def trials_of(score, variance, fewest) -> np.ndarray:
         return np.where((np.asarray(variance) > 1e-15) & (spread > 1e-15), spread / variance, fewest)
 
 # %% ../nbs/08_evaluation.ipynb #8e570e6d
-def share(hits, patients=None) -> tuple[float, float, float]:
+def share(hits: Sequence[bool] | np.ndarray, patients: Sequence | np.ndarray | None = None
+         ) -> tuple[float, float, float]:
     """Return the share of hits and the ends of its 95 % interval.
 
     Parameters
@@ -339,7 +341,8 @@ def auroc_interval(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
     return tuple(map(float, wilson(area, trials_of(area, variance, rarer))))
 
 # %% ../nbs/08_evaluation.ipynb #6b0e94d7
-def bootstrap(score, arrays: list[np.ndarray], repetitions: int = 1000, seed: int = 0) -> np.ndarray:
+def bootstrap(score: Callable, arrays: list[np.ndarray], repetitions: int = 1000, seed: int = 0
+             ) -> np.ndarray:
     """Return a score on patients drawn again with replacement, (repetitions, ...).
 
     Parameters
@@ -395,7 +398,7 @@ def figure_intervals(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = No
     return ends[:count], ends[count:]
 
 # %% ../nbs/08_evaluation.ipynb #8a1b98ff
-def read_findings(cohort, output: pd.DataFrame, positions: pd.DataFrame) -> pd.DataFrame:
+def read_findings(cohort: str | Path, output: pd.DataFrame, positions: pd.DataFrame) -> pd.DataFrame:
     """Return what became of every true aneurysm of a simulated cohort.
 
     Parameters
@@ -431,7 +434,7 @@ def read_findings(cohort, output: pd.DataFrame, positions: pd.DataFrame) -> pd.D
                                        'distance'])
 
 # %% ../nbs/08_evaluation.ipynb #0f5ca93b
-def by_size(findings: pd.DataFrame, edges=(0, 3, 5, 10, 100)) -> pd.DataFrame:
+def by_size(findings: pd.DataFrame, edges: Sequence[float] = (0, 3, 5, 10, 100)) -> pd.DataFrame:
     """Return how many aneurysms there are, the share found, and the share of places within 5 % of the width.
 
     Parameters
@@ -489,7 +492,8 @@ def trivial_figures(y: np.ndarray, ranked: bool = True, orders: int = 100) -> di
 
 # %% ../nbs/08_evaluation.ipynb #e9965732
 def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFrame | None = None,
-             groups: pd.DataFrame | None = None, cohort=None, repetitions: int = 1000) -> dict:
+             groups: pd.DataFrame | None = None, cohort: str | Path | None = None, repetitions: int = 1000
+            ) -> dict:
     """Return all figures of a prediction, with 95 % intervals over patients, ready for JSON.
 
     Parameters
@@ -677,7 +681,7 @@ def compare(truth: pd.DataFrame, one: list[pd.DataFrame], other: list[pd.DataFra
 _DECISIONS = {'accepted': 1, 'rejected': 0, 'added': 1}
 
 # %% ../nbs/08_evaluation.ipynb #068ae9d1
-def read_decisions(csv, output: pd.DataFrame) -> pd.DataFrame:
+def read_decisions(csv: str | Path, output: pd.DataFrame) -> pd.DataFrame:
     """Return an output with a reader's decisions: what was accepted or added is flagged, what was rejected is
     not.
 
@@ -751,7 +755,7 @@ def _kappa(one: np.ndarray, other: np.ndarray) -> float:
     return cohen_kappa_score(one.ravel(), other.ravel()) if len(np.unique([one, other])) > 1 else float('nan')
 
 # %% ../nbs/08_evaluation.ipynb #5d68f046
-def read_groups(csv) -> pd.DataFrame:
+def read_groups(csv: str | Path) -> pd.DataFrame:
     """Return the divisions of the patients of a CSV: one row a patient, one column of text for each division.
 
     Raises
@@ -840,7 +844,7 @@ def draw_curves(truth: pd.DataFrame, output: pd.DataFrame, repetitions: int = 30
     return figure
 
 # %% ../nbs/08_evaluation.ipynb #01bd15f0
-def write_scores(record: dict, folder, curves=None) -> list[Path]:
+def write_scores(record: dict, folder: str | Path, curves=None) -> list[Path]:
     """Write scores.json and, if there are curves, curves.png and curves.svg into a folder, all or none, and
     return their paths.
     """

@@ -63,7 +63,7 @@ class Group:
         self.place, self.folder, self.keep, self._places, self._gone = (
             place, _hidden(place, 'partial'), False, {}, [])
 
-    def __call__(self, path=None) -> Path:
+    def __call__(self, path: str | Path | None = None) -> Path:
         "Return where to write what shall stand at `path`, by default at the group's own place."
         path = Path(os.path.abspath(path or self.place))
         made = self.inside(path.parent) / path.name
@@ -74,7 +74,7 @@ class Group:
         "Return the places of what has been written so far."
         return [path for made, path in self._places.items() if made.exists()]
 
-    def inside(self, folder) -> Path:
+    def inside(self, folder: str | Path) -> Path:
         """Return the folder where to write what shall stand in `folder`;
         only what was called for by name goes there.
         """
@@ -82,7 +82,7 @@ class Group:
         made.mkdir(parents=True, exist_ok=True)
         return made
 
-    def remove(self, path) -> None:
+    def remove(self, path: str | Path) -> None:
         "Let a file go when the others take their places."
         self._gone.append(Path(os.path.abspath(path)))
 
@@ -104,7 +104,7 @@ class Group:
 
 # %% ../nbs/00a_files.ipynb #3bd36161
 @contextmanager
-def locked(place):
+def locked(place: str | Path):
     """Hold the lock on a file or folder that is about to be written.
 
     Parameters
@@ -142,7 +142,7 @@ def locked(place):
 
 # %% ../nbs/00a_files.ipynb #373fc043
 @contextmanager
-def whole(place, resume: bool = False):
+def whole(place: str | Path, resume: bool = False):
     """Give a `Group`; when the block ends without error, all its files and folders take their places
     together.
 
@@ -174,7 +174,7 @@ def whole(place, resume: bool = False):
             if not group.keep and not commit.exists(): shutil.rmtree(group.folder, ignore_errors=True)
 
 # %% ../nbs/00a_files.ipynb #fd880b63
-def settle(place) -> None:
+def settle(place: str | Path) -> None:
     "Before a group is read: finish what a killed process had committed at its place, if there is any."
     commit = _hidden(Path(os.path.abspath(place)), 'partial') / 'commit'
     if not commit.exists(): return

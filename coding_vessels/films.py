@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -109,7 +110,7 @@ def aim(view: str, size: tuple[int, int], rng: np.random.Generator, scanner: Sca
     return Camera(centre - distance * ahead, axes, focal, size)
 
 # %% ../nbs/01b_films.ipynb #88fd3629
-def compiled(function):
+def compiled(function: Callable):
     "Compile a function, and keep the result where there is a place for it: some installations have none."
     try: return njit(nogil=True, cache=True)(function)
     except RuntimeError: return njit(nogil=True)(function)
@@ -333,7 +334,7 @@ def _grain(height: int, width: int, rng: np.random.Generator, scanner: Scanner) 
 
 # %% ../nbs/01b_films.ipynb #9d17991d
 def expose(path: np.ndarray, camera: Camera, rng: np.random.Generator, scanner: Scanner = Scanner(),
-           metal=()) -> np.ndarray:
+           metal: Sequence = ()) -> np.ndarray:
     """Return the frame, float32 (height, width), in grey levels.
 
     Parameters
@@ -440,7 +441,8 @@ def _ramp(after: np.ndarray, spent) -> np.ndarray:
     return share * share * (3 - 2 * share)
 
 
-def filling_at(seconds, arrival, held: float, sluggish=1.0) -> np.ndarray:
+def filling_at(seconds: Sequence[float] | np.ndarray, arrival: Sequence[float] | np.ndarray, held: float,
+               sluggish: float | np.ndarray = 1.0) -> np.ndarray:
     """Return how full of contrast medium places are, 0 to 1, shape (times, places).
 
     Parameters
@@ -596,7 +598,7 @@ def _mix(images, shares, mixed):
 
 # %% ../nbs/01b_films.ipynb #a1f30c15
 def expose_film(layers: _Layers, shares: np.ndarray, camera: Camera, rng: np.random.Generator,
-                scanner: Scanner = Scanner(), metal=()) -> list[np.ndarray]:
+                scanner: Scanner = Scanner(), metal: Sequence = ()) -> list[np.ndarray]:
     """Return a film's frames, each float32 (height, width) in grey levels.
 
     `shares`, (frames, layers), say how full its layers are.

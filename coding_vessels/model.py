@@ -56,7 +56,7 @@ class FrameInput(layers.Layer):
                                        'order': ORDER}
 
 # %% ../nbs/06_model.ipynb #232036f0
-def preprocessing_of(model) -> Preprocessing:
+def preprocessing_of(model: keras.Model) -> Preprocessing:
     """Return the preprocessing settings that a model was made for.
 
     Raises
@@ -395,7 +395,7 @@ def closer_look(model: keras.Model) -> keras.Model:
 
 
 # %% ../nbs/06_model.ipynb #33065993
-def load_model(path) -> keras.Model:
+def load_model(path: str | Path) -> keras.Model:
     """Return a trained model from a `.keras` file.
 
     Parameters
@@ -429,7 +429,7 @@ def load_model(path) -> keras.Model:
     return model
 
 # %% ../nbs/06_model.ipynb #c7757646
-def thresholds_of(model) -> np.ndarray:
+def thresholds_of(model: keras.Model) -> np.ndarray:
     """Return the probability from which each location is flagged, (21,), as chosen on the validation
     patients; 0.5 without calibration.
     """

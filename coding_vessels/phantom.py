@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,8 +157,9 @@ def _take_twins(view: str, patient: _Patient, kept: list[list[int]], scanner: Sc
     return twins
 
 # %% ../nbs/01c_phantom.ipynb #97590a86
-def draw_twins(seed, left_out, size: int | tuple[int, int] | None = None,
-               population: Population = Population(), scanner: Scanner = Scanner()) -> list[Phantom]:
+def draw_twins(seed: int | Sequence[int], left_out: Sequence[Iterable[str]],
+               size: int | tuple[int, int] | None = None, population: Population = Population(),
+               scanner: Scanner = Scanner()) -> list[Phantom]:
     """Return one simulated patient several times, each time without some aneurysms, all else equal.
 
     Parameters
@@ -186,8 +188,8 @@ def draw_twins(seed, left_out, size: int | tuple[int, int] | None = None,
     return twins
 
 # %% ../nbs/01c_phantom.ipynb #eb205ee6
-def draw_phantom(seed, size: int | tuple[int, int] | None = None, population: Population = Population(),
-                 scanner: Scanner = Scanner()) -> Phantom:
+def draw_phantom(seed: int | Sequence[int], size: int | tuple[int, int] | None = None,
+                 population: Population = Population(), scanner: Scanner = Scanner()) -> Phantom:
     """Return one simulated patient.
 
     Parameters
@@ -247,7 +249,8 @@ def _finish_film(frames: list[np.ndarray], view: str, rounded: bool, rng, scanne
 _SECONDS = tuple(np.linspace(-0.5, 6.5, 15).tolist())
 
 
-def draw_films(seed, views=VIEWS, seconds=_SECONDS, size=None, population: Population = Population(),
+def draw_films(seed: int | Sequence[int], views: Sequence[str] = VIEWS, seconds: Sequence[float] = _SECONDS,
+               size: int | tuple[int, int] | None = None, population: Population = Population(),
                scanner: Scanner = Scanner()):
     """Yield a film of each of some views of one simulated patient.
 
@@ -404,9 +407,9 @@ def _fill_cohort(folders: list[Path], jobs, patients: int, workers: int, film: i
         if not film: table.assign(**dict.fromkeys(LABELS, 0)).to_csv(folder / 'test.csv', index=False)
 
 # %% ../nbs/01c_phantom.ipynb #3f22108e
-def write_cohort(out, patients: int, seed: int = 0, size=None, population: Population = Population(),
-                 scanner: Scanner = Scanner(), masks: bool = False, workers: int = -1, film: int = 0,
-                 twins=None) -> Path:
+def write_cohort(out: str | Path, patients: int, seed: int = 0, size: int | tuple[int, int] | None = None,
+                 population: Population = Population(), scanner: Scanner = Scanner(), masks: bool = False,
+                 workers: int = -1, film: int = 0, twins: str | Path | None = None) -> Path:
     """Write a simulated cohort in the layout of the K-ium competition and return its folder.
 
     Parameters

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,7 +182,7 @@ def frame_notes(frames: list[np.ndarray | None]) -> list[tuple[str, str]]:
     return notes + [('', f'not assessed, because no view shows them: {", ".join(unseen)}')] * bool(unseen)
 
 # %% ../nbs/09_prediction.ipynb #1de766c8
-def read_study(engine: Engine, study: Study, threshold=None) -> Reading:
+def read_study(engine: Engine, study: Study, threshold: float | np.ndarray | None = None) -> Reading:
     """Return the reading of one study.
 
     Parameters
@@ -211,7 +211,8 @@ def read_study(engine: Engine, study: Study, threshold=None) -> Reading:
                    engine.preprocessing, frame_notes(frames), answer.get('masks'))
 
 # %% ../nbs/09_prediction.ipynb #8e9afe9d
-def readings(engine: Engine, studies: list[Study], threshold=None, workers: int = WORKERS):
+def readings(engine: Engine, studies: list[Study], threshold: float | np.ndarray | None = None,
+             workers: int = WORKERS):
     """Yield the readings of studies in their order, as `read_study` returns them, or the error that kept a
     study from being read.
     """
@@ -222,7 +223,8 @@ def readings(engine: Engine, studies: list[Study], threshold=None, workers: int 
     yield from in_order(ThreadPoolExecutor(workers), work, studies, 2 * workers)
 
 # %% ../nbs/09_prediction.ipynb #80516c61
-def rows_of(engine: Engine, studies: list[Study], threshold=None, visit=None, workers: int = WORKERS):
+def rows_of(engine: Engine, studies: list[Study], threshold: float | np.ndarray | None = None,
+            visit: Callable | None = None, workers: int = WORKERS):
     """Yield the row of each study in order: a dict of Index, probabilities, positions and warnings; or of
     Index and error.
 
@@ -247,7 +249,7 @@ def _row(reading: Reading) -> dict:
             'positions': reading.positions(), 'warnings': warnings}
 
 
-def append_rows(rows, studies: list[Study], make) -> None:
+def append_rows(rows: list | Rows, studies: list[Study], make: Callable) -> None:
     """Append the rows of studies to others, with a bar; studies whose rows are there already are passed over.
 
     Parameters
@@ -262,7 +264,7 @@ def append_rows(rows, studies: list[Study], make) -> None:
         rows.append(row)
 
 # %% ../nbs/09_prediction.ipynb #dfe21349
-def tables_of(rows) -> dict[str, pd.DataFrame]:
+def tables_of(rows: Iterable[dict]) -> dict[str, pd.DataFrame]:
     "Return the tables probabilities, positions, warnings and errors of rows, as `rows_of` makes them."
     told = 'Index', 'probabilities', 'positions', 'warnings', 'error'
     # without their pages
@@ -277,8 +279,8 @@ def tables_of(rows) -> dict[str, pd.DataFrame]:
                                    columns=['Index', 'error'])}
 
 # %% ../nbs/09_prediction.ipynb #5f25f9dd
-def predict_studies(engine: Engine, studies: list[Study], threshold=None,
-                    visit=None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def predict_studies(engine: Engine, studies: list[Study], threshold: float | np.ndarray | None = None,
+                    visit: Callable | None = None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Return the probabilities of all readable studies, the positions of what is flagged, and the errors of
     the other studies.
 
@@ -306,7 +308,7 @@ def predict_studies(engine: Engine, studies: list[Study], threshold=None,
     return tables['probabilities'], tables['positions'], tables['errors']
 
 # %% ../nbs/09_prediction.ipynb #6ec1b1e0
-def overlay_writer(folder):
+def overlay_writer(folder: str | Path):
     """Return a function for `predict_studies` that writes a PNG for each flagged location.
 
     Parameters
@@ -335,7 +337,7 @@ def overlay_writer(folder):
     return write
 
 # %% ../nbs/09_prediction.ipynb #729604cc
-def apply_threshold(probabilities: pd.DataFrame, threshold=0.5) -> pd.DataFrame:
+def apply_threshold(probabilities: pd.DataFrame, threshold: float | np.ndarray = 0.5) -> pd.DataFrame:
     """Return the competition's output: `Aneurysm` as probability, the locations as 0 or 1.
 
     Parameters
@@ -378,7 +380,7 @@ class Rows(Sequence):
         If the file's rows depend on other facts.
     """
 
-    def __init__(self, file, facts: dict):
+    def __init__(self, file: str | Path, facts: dict):
         self._stream, self._starts, end = open(file, 'a+b'), array('q'), 0
         self._stream.seek(0)
         for line in self._stream:
@@ -414,7 +416,7 @@ class Rows(Sequence):
 # %% ../nbs/09_prediction.ipynb #7bff78ad
 class Part(Sequence):
     "What stands under one name in those rows that have it, read when it is asked for."
-    def __init__(self, rows, name: str):
+    def __init__(self, rows: Sequence[dict], name: str):
         self.rows, self.name, self.numbers = (
             rows, name, [i for i, row in enumerate(rows) if name in row])
 
@@ -433,7 +435,8 @@ def fingerprint(studies: list[Study]) -> str:
     return digest.hexdigest()[:32]
 
 # %% ../nbs/09_prediction.ipynb #84dfc567
-def write_tables(rows, files: dict[str, Path], threshold, piece: int = 1000) -> None:
+def write_tables(rows: list | Rows, files: dict[str, Path], threshold: float | np.ndarray, piece: int = 1000
+                ) -> None:
     """Write the tables of rows, as `tables_of` and `apply_threshold` make them, a piece at a time.
 
     Parameters

@@ -108,14 +108,14 @@ class Preprocessing:
         side = max(width, height) if self.field is None else self.field * min(width, height)
         return side / self.zoom
 
-    def place(self, x, y, width: int, height: int):
+    def place(self, x: float, y: float, width: int, height: int):
         "Return where a pixel of a frame of that size lies in the square, x and y, and the magnification."
         scale = self.size / self.span(width, height)
         across = (x + 0.5 - width / 2) * scale + self.size / 2 - 0.5
         down = (y + 0.5 - height / 2) * scale + self.size / 2 - 0.5
         return across, down, scale
 
-    def place_back(self, x, y, width: int, height: int):
+    def place_back(self, x: float, y: float, width: int, height: int):
         "Return where a pixel of the square lies in a frame of that size: x and y in pixels."
         _, _, scale = self.place(0, 0, width, height)
         across = (x + 0.5 - self.size / 2) / scale + width / 2 - 0.5

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def _quietly():
     finally: logging.disable(level)
 
 
-def read_surface(path, axes: str = 'LPS', spacing: float = SPACING) -> Volume:
+def read_surface(path: str | Path, axes: str = 'LPS', spacing: float = SPACING) -> Volume:
     "Return the inside of a surface file in mm, in cubes."
     pyvista = _package('pyvista')
     try:
@@ -166,7 +167,7 @@ def read_surface(path, axes: str = 'LPS', spacing: float = SPACING) -> Volume:
     return voxelise(corners, np.asarray(surface.regular_faces), spacing)
 
 # %% ../nbs/01d_projection.ipynb #0804b276
-def read_labels(path, spacing: float = SPACING) -> Volume:
+def read_labels(path: str | Path, spacing: float = SPACING) -> Volume:
     "Return a NIfTI volume of labels in cubes; every number other than 0 is a vessel."
     nibabel = _package('nibabel')
     try:
@@ -207,7 +208,7 @@ class Tree:
     parent: np.ndarray    # (n,), int: the row of the parent, -1 for a root
 
 
-def read_tree(path, axes: str = 'LPS') -> Tree:
+def read_tree(path: str | Path, axes: str = 'LPS') -> Tree:
     "Return the tree of an SWC file, which may be packed with gzip; rows without a radius are passed over."
     try: rows = np.loadtxt(path, comments='#', ndmin=2)
     except OSError: raise
@@ -232,7 +233,7 @@ def read_tree(path, axes: str = 'LPS') -> Tree:
     return Tree(points, rows[keep, 5], new[parent[keep]])
 
 # %% ../nbs/01d_projection.ipynb #ad948497
-def write_tree(path, vessels: dict[str, Vessel]) -> list[str]:
+def write_tree(path: str | Path, vessels: dict[str, Vessel]) -> list[str]:
     "Save drawn vessels as an SWC file and return the vessel that each row belongs to."
     rows, names, starts = [], [], {}
     for name, vessel in vessels.items():
@@ -659,7 +660,7 @@ def _contrast(head: Head, scanner: Scanner, machine: np.random.Generator) -> dic
     return contrast
 
 # %% ../nbs/01d_projection.ipynb #a696eaed
-def film_head(head: Head, seed, size: int | tuple[int, int] | None = None,
+def film_head(head: Head, seed: int | Sequence[int], size: int | tuple[int, int] | None = None,
               scanner: Scanner = Scanner()) -> Phantom:
     """Return the eight frames of a head and the truth about them.
 
@@ -762,7 +763,7 @@ def _read_inlets(path, sources: list[Path], axes: str) -> dict[str, dict]:
     return inlets
 
 # %% ../nbs/01d_projection.ipynb #c8a71ee2
-def read_head(path, sacs: list[Sac] = (), inlets: dict | None = None, axes: str = 'LPS',
+def read_head(path: str | Path, sacs: list[Sac] = (), inlets: dict | None = None, axes: str = 'LPS',
               spacing: float = SPACING) -> Head:
     """Return the vessels of a file, placed and filled.
 
@@ -822,9 +823,10 @@ def _write_head(folders: list[Path], index: str, source: Path, sacs: list, inlet
     return rows, (head.filling > 0.5).mean(axis=0).round(3)
 
 # %% ../nbs/01d_projection.ipynb #6ca6daec
-def project(sources: list, out, sacs=None, inlets=None, twins=None, axes: str = 'LPS',
-            spacing: float = SPACING, seed: int = 0, size=None, scanner: Scanner = Scanner(),
-            masks: bool = False, workers: int = 1) -> list[Path]:
+def project(sources: list, out: str | Path, sacs: str | Path | None = None, inlets: str | Path | None = None,
+            twins: str | Path | None = None, axes: str = 'LPS', spacing: float = SPACING, seed: int = 0,
+            size: int | tuple[int, int] | None = None, scanner: Scanner = Scanner(), masks: bool = False,
+            workers: int = 1) -> list[Path]:
     """Write a cohort of real vessels in the layout of the K-ium competition
     and return its folder, and that of its twins.
 

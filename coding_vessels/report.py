@@ -9,7 +9,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -143,8 +143,9 @@ def _template():
     return environment.get_template('report.html')
 
 # %% ../nbs/10_report.ipynb #d725beb6
-def write_report(path, pages: Sequence[dict], title: str, facts: dict[str, str], notices: list[str],
-                 record: dict | None = None, curves=None, errors=(), known: bool = False) -> Path:
+def write_report(path: str | Path, pages: Sequence[dict], title: str, facts: dict[str, str],
+                 notices: list[str], record: dict | None = None, curves=None,
+                 errors: Iterable[tuple[str, str]] = (), known: bool = False) -> Path:
     """Write the page and return its path.
 
     Parameters

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -214,7 +215,7 @@ def _value(name: str, text: str):
     raise ValueError(f"{name} is '{text}'; write {', '.join(words)}, or leave it empty.")
 
 # %% ../nbs/09b_risk.ipynb #4d8ba1ce
-def read_patients(csv, known=None) -> dict[str, Patient]:
+def read_patients(csv: str | Path, known: Iterable[str] | None = None) -> dict[str, Patient]:
     """Return the patients of a table of histories.
 
     Parameters
@@ -257,7 +258,7 @@ def _finding(row: pd.Series, flagged: list[str]) -> Finding:
     return Finding(None if place == 'none' else place or flagged[0], size, irregular, reason)
 
 # %% ../nbs/09b_risk.ipynb #f9bbf104
-def read_reader(csv, flagged: dict[str, list[str]]) -> dict[str, list[Finding]]:
+def read_reader(csv: str | Path, flagged: dict[str, list[str]]) -> dict[str, list[Finding]]:
     """Return what a reader found.
 
     Parameters
@@ -348,7 +349,7 @@ def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.round({'urgency': 4}).reset_index(drop=True)[_COLUMNS]
 
 # %% ../nbs/09b_risk.ipynb #44084534
-def triage(folder, patients, findings=None) -> pd.DataFrame:
+def triage(folder: str | Path, patients: str | Path, findings: str | Path | None = None) -> pd.DataFrame:
     """Return the patients of a prediction, most urgent first, with clinical scores of every place.
 
     Parameters

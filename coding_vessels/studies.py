@@ -88,7 +88,7 @@ def _frame_names(folder: Path) -> dict[tuple[str, str], list[str]]:
     return found
 
 
-def find_frames(images) -> dict[tuple[str, str], list[Path]]:
+def find_frames(images: str | Path) -> dict[tuple[str, str], list[Path]]:
     """Return the image files of a folder, or of its subfolder `images`, by patient and view.
 
     Parameters
@@ -156,7 +156,7 @@ def _decode(data: bytes) -> np.ndarray:
     return np.ascontiguousarray(_TURNED.get(orientation, lambda f: f)(frame))
 
 # %% ../nbs/02_studies.ipynb #3fa0f2eb
-def check_file(path, most: int) -> None:
+def check_file(path: str | Path, most: int) -> None:
     "Raise FrameError unless a path leads to an ordinary file of at most `most` bytes that can be opened."
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -168,7 +168,7 @@ def check_file(path, most: int) -> None:
         raise FrameError(f'{path} cannot be opened ({error.strerror}); check the file.') from None
 
 # %% ../nbs/02_studies.ipynb #f99957ea
-def read_frame(path) -> np.ndarray:
+def read_frame(path: str | Path) -> np.ndarray:
     """Return an image file as one grey channel.
 
     Parameters
@@ -236,7 +236,7 @@ def _rows(text: str) -> list[tuple[int, list[str]]]:
     return rows
 
 # %% ../nbs/02_studies.ipynb #ad48ef92
-def read_table(csv, key: str = 'Index') -> pd.DataFrame:
+def read_table(csv: str | Path, key: str = 'Index') -> pd.DataFrame:
     """Return a cohort's CSV with every value as text and spaces stripped.
 
     Parameters
@@ -287,7 +287,7 @@ def parse_labels(row: pd.Series) -> tuple[np.ndarray | None, list[tuple[str, str
     return labels, []
 
 # %% ../nbs/02_studies.ipynb #1e06a166
-def read_cohort(csv, images, labelled: bool = True, decode: bool = False,
+def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, decode: bool = False,
                 partial: bool = False) -> tuple[list[Study], pd.DataFrame]:
     """Return the usable studies of a cohort and a table of everything that is wrong with it.
 
@@ -426,7 +426,7 @@ def split_studies(studies: list[Study], shares: tuple[float, ...] = (0.7, 0.15, 
     return parts
 
 # %% ../nbs/02_studies.ipynb #b94cee3b
-def append_csv(path, table: pd.DataFrame) -> None:
+def append_csv(path: str | Path, table: pd.DataFrame) -> None:
     """Append a table to a CSV file; a new file begins with the header.
 
     Text that a spreadsheet would run as a formula gets a quote in front.

@@ -395,7 +395,7 @@ def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray,
     return np.array([nearest(own) if count >= 10 else together for own, count in zip(mistakes.T, positives)])
 
 # %% ../nbs/07_training.ipynb #59b64288
-def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cache=None,
+def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cache: str | Path | None = None,
               specificity: float | None = None) -> keras.Model:
     """Return the model with slopes, offsets and thresholds fitted on labelled studies; they are set in place.
 
@@ -459,7 +459,8 @@ def _losses(model: keras.Model, studies: list[Study], settings: Settings) -> dic
     return {name: loss for name, loss in losses.items() if name in model.output}
 
 
-def compile_model(model: keras.Model, studies: list[Study], rate,
+def compile_model(model: keras.Model, studies: list[Study],
+                  rate: float | keras.optimizers.schedules.LearningRateSchedule,
                   settings: Settings = Settings()) -> keras.Model:
     """Return a network that shares the model's weights, compiled to learn at a rate or along a schedule.
 
@@ -473,8 +474,8 @@ def compile_model(model: keras.Model, studies: list[Study], rate,
     return learner
 
 
-def training_batches(model: keras.Model, studies: list[Study], settings: Settings, cache=None, even: int = 1,
-                     part: tuple[int, int] = (0, 1)):
+def training_batches(model: keras.Model, studies: list[Study], settings: Settings,
+                     cache: str | Path | None = None, even: int = 1, part: tuple[int, int] = (0, 1)):
     """Yield the batches of `study_batches` with a target for each of the model's outputs.
 
     They are shuffled if the settings say how to augment.
@@ -488,7 +489,7 @@ def training_batches(model: keras.Model, studies: list[Study], settings: Setting
 
 
 def validate(learner: keras.Model, studies: list[Study], settings: Settings, losses: dict,
-             cache=None) -> dict[str, float]:
+             cache: str | Path | None = None) -> dict[str, float]:
     """Return what losses come to on studies, as means over them, and the AUROC of `Aneurysm`.
 
     Parameters
@@ -796,9 +797,9 @@ def _run(model: keras.Model, parts: list[list[Study]], settings: Settings, devic
 
 # %% ../nbs/07_training.ipynb #faf89c9c
 @plain_errors()
-def train(studies: list[Study], out, settings: Settings = Settings(), validation: list[Study] | None = None,
-          cache=None, resume: bool = False, verbose: bool = True, devices: int | None = None,
-          board: bool = False) -> pd.DataFrame:
+def train(studies: list[Study], out: str | Path, settings: Settings = Settings(),
+          validation: list[Study] | None = None, cache: str | Path | None = None, resume: bool = False,
+          verbose: bool = True, devices: int | None = None, board: bool = False) -> pd.DataFrame:
     """Train a network on studies and return its history: epoch, losses and learning rate, a row an epoch.
 
     Parameters
