@@ -778,8 +778,8 @@ def _for_device(settings: Settings, parts: list[list[Study]], devices: int, verb
     return settings
 
 
-def _run(model: keras.Model, parts: list[list[Study]], settings: Settings, devices: int, out: Path, cache,
-         verbose: bool, board: bool) -> None:
+def _train_once(model: keras.Model, parts: list[list[Study]], settings: Settings, devices: int, out: Path,
+                cache, verbose: bool, board: bool) -> None:
     "Train, calibrate, and write best.keras."
     with alone():
         # Now, for the start model may be gone later
@@ -794,6 +794,28 @@ def _run(model: keras.Model, parts: list[list[Study]], settings: Settings, devic
         best.set_weights(weights)
         calibrate(best, parts[1], settings.batch_size, cache, settings.specificity)
     with whole(out / 'best.keras') as beside: best.save(beside())
+
+
+def _train_as_it_fits(model: keras.Model, record: dict, parts: list[list[Study]], settings: Settings,
+                      devices: int | None, out: Path, *options) -> None:
+    """Train in batches that fit into memory: if the first step does not, in half of one, and twice as many to
+    a step. The record keeps what fits, for a run that goes on.
+    """
+    while True:
+        fitting = replace(settings, **record.get('fits', {}))
+        count, several = devices_for(fitting.batch_size, devices), process()[1]
+        try:
+            with spread(count):
+                if fitting != settings:
+                    keras.utils.set_random_seed(settings.seed)
+                    model = build_model(fitting)
+                return _train_once(model, parts, fitting, count * several, out, *options)
+        except MemoryError as error:
+            if fitting.batch_size % 2 or several > 1 or (out / 'state.npz').exists(): raise
+            size, steps = fitting.batch_size // 2, 2 * fitting.accumulate
+            print(f'{str(error).split(";")[0]}: now {size} at a time, {steps} times to a step', flush=True)
+        record['fits'] = {'batch_size': size, 'accumulate': steps}
+        _write_settings(out, record)
 
 # %% ../nbs/07_training.ipynb #faf89c9c
 @plain_errors()
@@ -839,11 +861,12 @@ def train(studies: list[Study], out: str | Path, settings: Settings = Settings()
     agree({'patients': [[study.index for study in part] for part in parts], 'settings': settings})
     keras.utils.set_random_seed(settings.seed)
     lock = nullcontext() if number else locked(out / 'run')             # no two trainings in one folder
-    with lock, spread(count), together():
-        model = build_model(settings)
+    with lock, together():
+        with spread(count): model = build_model(settings)
         record = {} if number else _open_run(out, settings, *parts, resume)
         if not from_first(record.get('finished', False)):
-            _run(model, parts, settings, count * processes, out, cache or out / 'cache', verbose, board)
+            _train_as_it_fits(model, record, parts, settings, devices, out, cache or out / 'cache', verbose,
+                              board)
             if not number: _write_settings(out, record | {'finished': True})
         agree({'ends of the run': True})                                # the first has written what all read
     return pd.read_csv(out / 'history.csv')
