@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import socket
 from collections.abc import Callable
 
 import cv2
@@ -68,7 +69,8 @@ class Worker:
         return {'row': [json.dumps(row) for row in rows]}
 
 # %% ../nbs/09a_archives.ipynb #09aa000c
-_QUIET = {'RAY_USAGE_STATS_ENABLED': '0', 'RAY_DATA_DISABLE_PROGRESS_BARS': '1', 'RAY_DEDUP_LOGS': '0'}
+_QUIET = {'RAY_USAGE_STATS_ENABLED': '0', 'RAY_DATA_DISABLE_PROGRESS_BARS': '1',
+          'RAY_BACKEND_LOG_LEVEL': 'fatal'}
 
 
 def _ray():
@@ -78,8 +80,19 @@ def _ray():
     except ImportError:
         raise ValueError("the package ray is missing; pip install 'ray[data]'.") from None
     import logging
-    for name in ('ray', 'ray.data'): logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ('ray', 'ray.data'): logging.getLogger(name).setLevel(logging.CRITICAL)
     return ray
+
+
+def _start(ray, address: str) -> None:
+    "Join a cluster, or start one of this machine alone; raise if there is none."
+    host, _, port = address.rpartition(':')
+    try:
+        if port.isdecimal(): socket.create_connection((host, int(port)), 10).close()  # Ray would wait for ever
+        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level='CRITICAL')
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:80]
+        raise ValueError(f"there is no Ray cluster at '{address}' ({reason}).") from None
 
 
 def rows_on_cluster(studies: list[Study], worker: tuple, address: str = 'local', workers: int | None = None,
@@ -104,10 +117,7 @@ def rows_on_cluster(studies: list[Study], worker: tuple, address: str = 'local',
         If Ray is not installed, there is no such cluster, or a worker fails again and again.
     """
     ray = _ray()
-    try: ray.init(address, include_dashboard=False, log_to_driver=False, logging_level='ERROR')
-    except (ConnectionError, ValueError) as error:
-        reason = str(error).splitlines()[0][:80]
-        raise ValueError(f"there is no Ray cluster at '{address}' ({reason}).") from None
+    _start(ray, address)
     try:
         ray.data.DataContext.get_current().execution_options.preserve_order = True
         ray.data.DataContext.get_current().enable_progress_bars = False
