@@ -31,11 +31,12 @@ setup(
     install_requires=settings["requirements"].split(),
     extras_require={
         "engines": settings["engines_requirements"].split(),
+        "cluster": settings["cluster_requirements"].split(),
         "gpu": settings["gpu_requirements"].split(),
         "projection": settings["projection_requirements"].split(),
         "dev": [
             package
-            for group in ("dev", "engines", "projection")
+            for group in ("dev", "engines", "projection", "cluster")
             for package in settings[f"{group}_requirements"].split()
         ],
     },

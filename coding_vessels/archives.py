@@ -78,7 +78,8 @@ def _ray():
     os.environ.update(_QUIET)
     try: import ray.data
     except ImportError:
-        raise ValueError("the package ray is missing; pip install 'ray[data]'.") from None
+        raise ValueError("the package ray is missing; install it with pip install '.[cluster]' in a clone "
+                         'of coding_vessels.') from None
     import logging
     for name in ('ray', 'ray.data'): logging.getLogger(name).setLevel(logging.CRITICAL)
     return ray
@@ -88,7 +89,7 @@ def _start(ray, address: str) -> None:
     "Join a cluster, or start one of this machine alone; raise if there is none."
     host, _, port = address.rpartition(':')
     try:
-        if port.isdecimal(): socket.create_connection((host, int(port)), 10).close()  # Ray would wait for ever
+        if port.isdecimal(): socket.create_connection((host, int(port)), 10).close()  # Ray would wait on
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level='CRITICAL')
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:80]

@@ -236,6 +236,7 @@ def predict(args: argparse.Namespace) -> int:
     from coding_vessels.files import locked, settle, whole
     if args.threshold is not None and not 0 < args.threshold <= 1:
         raise ValueError(f'threshold is {args.threshold}; give a number above 0, at most 1.')
+    if args.patients and not args.report: raise ValueError('--patients is for the page; add --report.')
     if args.workers is not None and args.workers < 1:
         raise ValueError(f'workers is {args.workers}; use 1 or more.')
     out = Path(args.out)
@@ -262,7 +263,7 @@ def predict(args: argparse.Namespace) -> int:
 
 def _check_places(args, files: dict[str, Path], record: Path, overwrite: bool) -> None:
     wanted = [*files.values(), record, *(Path(path) for path in (args.report,) if path)]
-    inputs = [args.csv, args.images, args.truth, *(args.model or ())]
+    inputs = [args.csv, args.images, args.truth, args.patients, *(args.model or ())]
     _check_outputs(wanted, args.overlays, inputs, overwrite)
     ours = _written(record)
     named = [path for name, path in files.items() if name != 'output']      # all but what the user has named
@@ -412,7 +413,7 @@ def _facts(args, engine) -> dict:
     "Return what the result of a prediction depends on, apart from the frames."
     words = {name: None if getattr(args, name) is None else str(getattr(args, name))
              for name in ('csv', 'images', 'out', 'threshold', 'require_all', 'shard', 'overlays', 'report',
-                          'truth')}
+                          'truth', 'patients')}
     return {'coding_vessels': __version__} | words | {'model': engine.file.name, 'weights': engine.source,
                                                       'engine': engine.name, 'precision': engine.precision}
 
@@ -437,12 +438,15 @@ def _write_record(file: Path, record: Path, facts: dict, made: list[Path]) -> No
 class _Report:
     "Collects what the page of `predict --report` needs, and writes it."
     def __init__(self, args, engine, studies):
-        self.args, self.truth = args, None
+        self.args, self.truth, self.histories = args, None, None
         self.model = (f'{engine.file.name}, run in {engine.name}; '
                       f'SHA-256 of the weights {engine.source[:16]}')
         if args.truth:
             from coding_vessels.evaluation import read_labels
             self.truth = read_labels(args.truth, truth=True)
+        if args.patients:
+            from coding_vessels.risk import read_patients
+            self.histories = read_patients(args.patients, {_canonical(study.index) for study in studies})
         missing = [study.index for study in studies
                    if self.truth is not None and _canonical(study.index) not in self.truth.index]
         if missing:
@@ -451,7 +455,11 @@ class _Report:
 
     def page(self, reading) -> dict:
         from coding_vessels.report import page_of
-        return page_of(reading, self.truth)
+        from coding_vessels.risk import Patient
+        patient = None
+        if self.histories is not None:
+            patient = self.histories.get(_canonical(reading.study.index), Patient())
+        return page_of(reading, self.truth, patient)
 
     def write(self, file: Path, rows, threshold, lost) -> None:
         from datetime import date
@@ -479,7 +487,8 @@ class _Report:
                  'Left out': f'{errors.Index.nunique()} patients or files'}
         notices = [NOT_A_MEDICAL_DEVICE, *([] if args.model else [SIMULATED_ONLY])]
         write_report(file, pages, f'Cerebral angiography of {len(pages)} patients', facts, notices, record,
-                     curves, errors[['Index', 'error']].itertuples(index=False), truth is not None)
+                     curves, errors[['Index', 'error']].itertuples(index=False), truth is not None,
+                     self.histories is not None)
 
 # %% ../nbs/11_cli.ipynb #c1f7843b
 def _canonical(index: str) -> str:
@@ -670,6 +679,7 @@ def _add_reading(verb) -> None:
                                 help='leave out studies that lack one of the eight views')),
          ('--report', dict(help='an HTML page to read')),
          ('--truth', dict(help='true labels for the page: its scores are shown')),
+         ('--patients', dict(help='histories for the page, as in triage: its list gets a column of urgency')),
          ('--overwrite', dict(action='store_true')),
          ('--resume', dict(action='store_true', help='go on where a call with the same words was killed')),
          ('--workers', dict(type=int, help='studies read at the same time (default: one a core, 8 at most)')),

@@ -231,9 +231,11 @@ def _openvino(path: Path) -> Engine:
     network = core.read_model(path)
     facts = network.get_rt_info(['coding_vessels']).value
     precision = 'bf16' if json.loads(facts).get('precision') == 'bfloat16' else 'f32'
+    # not pinned: the threads of two processes would be pinned to the same cores
     compiled, own = core.compile_model(
         network, 'CPU', {'INFERENCE_PRECISION_HINT': precision, 'NUM_STREAMS': WORKERS,
-                         'INFERENCE_NUM_THREADS': cpu_count()}), threading.local()
+                         'INFERENCE_NUM_THREADS': cpu_count(),
+                         'ENABLE_CPU_PINNING': False}), threading.local()
     names = [output.get_any_name() for output in network.outputs]
 
     def answer(frames):

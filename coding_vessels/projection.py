@@ -350,13 +350,16 @@ def tree_network(tree: Tree) -> Network:
 INJECTIONS = ('LI', 'LV', 'RI', 'RV')
 
 
+def _way(before: np.ndarray, start: int, end: int) -> list[int]:
+    "Return the points of the shortest way from the start to an end."
+    way = [end]
+    while way[-1] != start: way.append(int(before[way[-1]]))
+    return way[::-1]
+
+
 def _fork(before: np.ndarray, start: int, *ends: int) -> int:
     "Return the last point that the shortest ways from the start to both ends share."
-    ways = []
-    for end in ends:
-        way = [end]
-        while way[-1] != start: way.append(int(before[way[-1]]))
-        ways.append(way[::-1])
+    ways = [_way(before, start, end) for end in ends]
     return [one for one, other in zip(*ways) if one == other][-1]
 
 
@@ -392,8 +395,9 @@ def find_inlets(network: Network, given: dict | None = None) -> dict[str, int]:
                                      for name, point in (given or {}).items()}
     ends, radii = _low_ends(network)
     x, y, z = points[ends].T
-    x, y, z = x - np.percentile(points[:, 0], [1, 99]).mean(), y - np.median(y), z - points[:, 2].min()
-    score = (np.minimum(np.abs(x), 35) + 5 * radii - 1.5 * z - 0.5 * y
+    x, z = x - np.percentile(points[:, 0], [1, 99]).mean(), z - points[:, 2].min()
+    behind = (y - np.median(y[z < 25])).clip(-20, 20)                    # of the lowest ends, which lie close
+    score = (np.minimum(np.abs(x), 35) + 5 * radii - 1.5 * z - 0.5 * behind
              + np.minimum(_parting(network, ends), 15))
     for name, side in (('LI', x > 3), ('RI', x < -3)):
         if name in found: continue
@@ -402,14 +406,16 @@ def find_inlets(network: Network, given: dict | None = None) -> dict[str, int]:
                              'give its inlet.')
         found[name] = int(ends[side][score[side].argmax()])
     if 'LV' in found or 'RV' in found: return found
-    score = 5 * radii - 0.7 * np.abs(x) - 0.8 * z + 0.7 * y
+    # a little behind the carotids; what lies far behind is a branch to the cerebellum
+    behind = (y - points[[found['LI'], found['RI']], 1].mean()).clip(-20, 10)
+    score = 5 * radii - 0.7 * np.abs(x) - 0.8 * z + 0.7 * behind
     score[dijkstra(network.ways, indices=list(found.values()))[:, ends].min(axis=0) < 40] = -np.inf
     if not np.isfinite(score).any():
         raise ValueError('no vertebral artery ends low in these vessels; give its inlet.')
     best = score.argmax()
     apart = dijkstra(network.ways, indices=ends[best])[ends]
     other = np.where(apart > 15, score, -np.inf).argmax()
-    if apart[other] > 15 and score[other] > score[best] - 18:
+    if apart[other] > 15 and score[other] > score[best] - 12:
         return found | {'LV': int(ends[max(best, other, key=lambda k: x[k])]),
                         'RV': int(ends[min(best, other, key=lambda k: x[k])])}
     return found | {'LV' if x[best] > 0 else 'RV': int(ends[best])}
@@ -417,6 +423,15 @@ def find_inlets(network: Network, given: dict | None = None) -> dict[str, int]:
 # %% ../nbs/01d_projection.ipynb #74070aec
 MEETING = {'carotids': 8.0, 'others': 3.0}      # mm over which contrast fades behind the meeting point
 HEAD_START = 3.0                                # mm by which the basilar artery is ahead
+
+
+def _tip(before: np.ndarray, inlet: int, marks: dict[str, int], behind: np.ndarray, z: np.ndarray) -> int:
+    """Return the point where the way from a vertebral inlet parts to both carotid termini; if that is not
+    `behind` them, as where only one communicating artery is wide, the highest point on its way that is.
+    """
+    tip = _fork(before, inlet, marks['LI'], marks['RI'])
+    own = [point for point in _way(before, inlet, tip) if behind[point]]
+    return tip if behind[tip] or not own else max(own, key=lambda point: z[point])
 
 
 def find_landmarks(network: Network, inlets: dict[str, int], distance: dict, before: dict) -> dict[str, int]:
@@ -431,7 +446,8 @@ def find_landmarks(network: Network, inlets: dict[str, int], distance: dict, bef
     back = [name for name in inlets if name[1] == 'V']
     front = np.minimum(*(distance[side] - distance[side][marks[side]] for side in ('LI', 'RI')))
     # where a vertebral artery touches a carotid in the neck, its ways lead through that, and part there
-    tips = {name: _fork(before[name], inlets[name], marks['LI'], marks['RI']) for name in back}
+    behind = y > y[[marks['LI'], marks['RI']]].max() + 3
+    tips = {name: _tip(before[name], inlets[name], marks, behind, z) for name in back}
     name = max(back, key=lambda name: front[tips[name]])
     tip = tips[name]
     # its own vessels, once the tip is about known
@@ -440,7 +456,7 @@ def find_landmarks(network: Network, inlets: dict[str, int], distance: dict, bef
         high = np.flatnonzero(own & (z > z[[marks['LI'], marks['RI']]].min() - 12) & (y > y[marks['LI']]))
         if not len(high): break
         better = _fork(before[name], inlets[name], high[x[high].argmax()], high[x[high].argmin()])
-        if distance[name][better] > distance[name][tip] + 8: break
+        if distance[name][better] > distance[name][tip] + 8 or not behind[better]: break
         tip = better
     return marks | dict.fromkeys(back, tip)
 

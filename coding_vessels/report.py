@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from .anatomy import LOCATION_NAMES, LOCATIONS, MAP, MAP_LINES, VIEWS, parse_view
 from .files import whole
 from .prediction import Reading, attention_map, peak_of
+from .risk import NOTICE, Patient, urgency_of
 from .studies import canonical_index
 
 # %% auto #0
@@ -87,7 +88,7 @@ def _frame(reading, view: str, locations: list[str]) -> dict:
                     'width': round(right - left, 3), 'height': round(bottom - top, 3)}
 
 # %% ../nbs/10_report.ipynb #54352158
-def page_of(reading: Reading, truth: pd.DataFrame | None = None) -> dict:
+def page_of(reading: Reading, truth: pd.DataFrame | None = None, patient: Patient | None = None) -> dict:
     """Return what the page shows of a study.
 
     Parameters
@@ -95,6 +96,8 @@ def page_of(reading: Reading, truth: pd.DataFrame | None = None) -> dict:
     reading : Reading
     truth : DataFrame, optional
         True labels, as `read_labels` returns them.
+    patient : Patient, optional
+        The history, for clinical scores of what is flagged.
     """
     known = None if truth is None else truth.loc[canonical_index(reading.study.index)]
     places = _places(reading, known)
@@ -105,8 +108,11 @@ def page_of(reading: Reading, truth: pd.DataFrame | None = None) -> dict:
     first = [reading.frames[VIEWS.index(view)] for view in reading.views_of(surest['name'])]
     face = next(frame for frame in [*first, *reading.frames] if frame is not None)
     unseen = [view for view, seen in zip(VIEWS, reading.present) if not seen]
+    flagged = {place['name']: place['probability'] for place in places if place['flagged']}
+    scores = urgency_of(flagged, patient) if patient else []
     return {'index': reading.study.index, 'risk': float(reading.probabilities[0]), 'locations': places,
             'frames': views, 'shown': shown, 'thumbnail': thumbnail(face, 84), 'unseen': unseen,
+            'urgency': scores[0]['urgency'] if scores else None, 'scores': scores,
             'warnings': len(reading.warnings), 'notes': [text for view, text in reading.warnings if not view]}
 
 # %% ../nbs/10_report.ipynb #5c0e7a1d
@@ -145,7 +151,7 @@ def _template():
 # %% ../nbs/10_report.ipynb #d725beb6
 def write_report(path: str | Path, pages: Sequence[dict], title: str, facts: dict[str, str],
                  notices: list[str], record: dict | None = None, curves=None,
-                 errors: Iterable[tuple[str, str]] = (), known: bool = False) -> Path:
+                 errors: Iterable[tuple[str, str]] = (), known: bool = False, urgent: bool = False) -> Path:
     """Write the page and return its path.
 
     Parameters
@@ -166,12 +172,15 @@ def write_report(path: str | Path, pages: Sequence[dict], title: str, facts: dic
         Index and reason of each patient left out.
     known : bool
         Whether the pages hold true labels.
+    urgent : bool
+        Whether they were made with histories.
     """
     drawing = io.BytesIO()
     if curves is not None: curves.savefig(drawing, format='svg', metadata={'Date': None})
     picture = _data('image/svg+xml', drawing.getvalue()) if curves is not None else None
     stream = _template().stream(pages=_Ordered(pages), title=title, facts=facts, notices=notices,
-                                record=record, errors=list(errors), known=known, curves=picture)
+                                record=record, errors=list(errors), known=known, urgent=urgent,
+                                curves=picture, advice=NOTICE)
     with whole(path) as beside, open(beside(), 'w', encoding='utf-8', errors='backslashreplace') as out:
         out.writelines(stream)
     return Path(path)

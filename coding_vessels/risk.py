@@ -20,7 +20,7 @@ from .studies import canonical_index, read_table
 
 # %% auto #0
 __all__ = ['SITES', 'PHASES', 'ELAPSS', 'NOTICE', 'Patient', 'Finding', 'ScoreTable', 'Score', 'phases', 'elapss',
-           'read_patients', 'read_reader', 'triage', 'describe_order']
+           'read_patients', 'read_reader', 'urgency_of', 'triage', 'describe_order']
 
 # %% ../nbs/09b_risk.ipynb #baf40626
 _YES = {'yes': True, '1': True, 'no': False, '0': False}
@@ -314,6 +314,19 @@ def _place(patient: Patient, finding: Finding, chance: float) -> dict:
     lacking = [f'{name}: {", ".join(score.missing)}' for name, score in scores.items() if score.missing]
     urgency = chance * scores['PHASES'].risks['rupture in 5 years'][1]
     return told | {'urgency': urgency, 'highest': scores['PHASES'].total[1], 'missing': '; '.join(lacking)}
+
+
+def urgency_of(flagged: dict[str, float], patient: Patient) -> list[dict]:
+    """Return the scores of each flagged location of a patient, as columns of the list, most urgent first.
+
+    Parameters
+    ----------
+    flagged : dict
+        Location -> probability.
+    patient : Patient
+    """
+    places = [_place(patient, Finding(location), chance) for location, chance in flagged.items()]
+    return sorted(places, key=lambda place: -place['urgency'])
 
 # %% ../nbs/09b_risk.ipynb #64f5373b
 def _read_folder(folder) -> tuple[dict[str, str], pd.DataFrame, pd.DataFrame, str]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 
+import pandas as pd
 import pytest
 
 from coding_vessels.cli import main
@@ -21,7 +22,8 @@ def folder(tmp_path_factory):
     cohort = folder / "cohort"
     assert main(f"simulate {cohort} --patients 10 --seed 5 --size 400".split()) == 0
     (cohort / "images/1002LI-A.jpg").write_bytes(b"<html>")
-    assert main(f"predict --csv {cohort}/test.csv --images {cohort} --out {folder}/output.csv --threshold 0.1 --report {folder}/report.html --truth {cohort}/groundtruth.csv".split()) == 3
+    (folder / "patients.csv").write_text("Index,age,hypertension,earlier_sah,population\n1001,75,yes,yes,finland\n1003,40,no,no,europe\n")
+    assert main(f"predict --csv {cohort}/test.csv --images {cohort} --out {folder}/output.csv --threshold 0.1 --report {folder}/report.html --truth {cohort}/groundtruth.csv --patients {folder}/patients.csv".split()) == 3
     kept = [line for line in (cohort / "groundtruth.csv").read_text().splitlines() if not line.startswith("1002,")]
     (cohort / "groundtruth.csv").write_text("\n".join(kept))
     assert main(f"evaluate --truth {cohort}/groundtruth.csv --output {folder}/output.csv --out {folder}/scores".split()) == 0
@@ -169,6 +171,21 @@ def test_list_sorts_filters_and_searches(page):
     page.locator("#search").fill("1007")
     assert page.locator("#list tr:visible").count() == 1
     assert page.locator("#count").inner_text() == "1 of 9 patients"
+
+
+def test_urgency_is_that_of_triage(page, folder):
+    """Histories give the list a column that sorts, and the patient the points of each score, as in the list of `triage`."""
+    assert main(f"triage {folder} --patients {folder}/patients.csv --out {folder}/triage.csv --overwrite".split()) == 3
+    order = pd.read_csv(folder / "triage.csv", dtype=str).dropna(subset="urgency")
+    page.get_by_role("button", name="Urgency").click()
+    page.get_by_role("button", name="Urgency").click()
+    shown = page.evaluate("[...document.querySelectorAll('#list tr')].map(row => [row.dataset.index, Number(row.cells[4].dataset.key)])")
+    values = [value for _, value in shown]
+    assert values == sorted(values, reverse=True) and [index for index, value in shown if value] == order.Index.drop_duplicates().tolist()
+    assert values[: sum(value > 0 for value in values)] == pytest.approx(order.groupby("Index", sort=False).urgency.first().astype(float).tolist(), abs=1e-3)
+    page.locator(f"#list tr[data-index='{order.Index.iloc[0]}'] a").click()
+    scores = page.locator("section.patient:visible table.risk").inner_text()
+    assert order.PHASES.iloc[0] in scores and order["PHASES points"].iloc[0] in scores and "no advice" in page.locator("section.patient:visible").inner_text()
 
 
 def test_keys_lead_through_the_list(page):
