@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 # %% auto #0
-__all__ = ['process', 'join', 'agree', 'from_first', 'together', 'devices_for', 'alone', 'spread']
+__all__ = ['process', 'join', 'agree', 'from_first', 'together', 'devices_for', 'on_one_device', 'spread']
 
 # %% ../nbs/06a_devices.ipynb #06aa000a
 def process() -> tuple[int, int]:
@@ -145,14 +145,14 @@ def _distributed(distribution):
     finally: keras.distribution.set_distribution(before)
 
 
-def alone():
+def on_one_device():
     "Return a scope within `spread` in which networks are made and computed on one device."
     return _distributed(None)
 
 
 def spread(count: int):
     "Return a scope in which networks are made and learn on `count` devices of each process."
-    if count * process()[1] == 1: return alone()
+    if count * process()[1] == 1: return on_one_device()
     import jax
     devices = [device for number in range(process()[1])
                for device in [one for one in jax.devices() if one.process_index == number][:count]]

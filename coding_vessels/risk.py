@@ -15,7 +15,6 @@ import pandas as pd
 
 from .anatomy import LOCATIONS
 from .engines import SHIPPED
-from .evaluation import read_prediction
 from .studies import canonical_index, read_table
 
 # %% auto #0
@@ -331,6 +330,7 @@ def urgency_of(flagged: dict[str, float], patient: Patient) -> list[dict]:
 # %% ../nbs/09b_risk.ipynb #64f5373b
 def _read_folder(folder) -> tuple[dict[str, str], pd.DataFrame, pd.DataFrame, str]:
     "Return the indices as written, flags, probabilities and notice of a folder that `predict` wrote."
+    from coding_vessels.evaluation import read_prediction     # which the small installation lacks
     files = [Path(folder) / name for name in ('output.csv', 'probabilities.csv')]
     for file in files:
         if not file.is_file():

@@ -27,7 +27,8 @@ from . import __version__
 from .anatomy import LABELS, LOCATIONS
 from .attention import LOOK, look_maps
 from .batches import CELL, Augmentation, plain_errors, study_batches
-from .devices import agree, alone, devices_for, from_first, process, spread, together
+from .devices import (agree, devices_for, from_first, on_one_device, process, spread,
+                                    together)
 from .files import locked, whole
 from .model import Calibration, load_model, preprocessing_of, report_model, vessel_model
 from .preprocessing import Preprocessing
@@ -723,7 +724,7 @@ def _epoch(run: _Run, epoch: int, bar: tqdm) -> dict:
     done = run.learner.fit(batches, steps_per_epoch=run.steps, shuffle=False, verbose=0,
                            callbacks=[_Progress(bar)])
     if run.reader is not run.learner: run.reader.set_weights(run.learner.get_weights())
-    with alone():
+    with on_one_device():
         validated = validate(run.reader, held, settings, _losses(run.reader, studies, settings), run.cache)
     losses = {name: values[0] for name, values in done.history.items()} | from_first(validated)
     return {'epoch': epoch} | losses | {'learning_rate': learning_rate_of(run.learner)}
@@ -781,7 +782,7 @@ def _for_device(settings: Settings, parts: list[list[Study]], devices: int, verb
 def _train_once(model: keras.Model, parts: list[list[Study]], settings: Settings, devices: int, out: Path,
                 cache, verbose: bool, board: bool) -> None:
     "Train, calibrate, and write best.keras."
-    with alone():
+    with on_one_device():
         # Now, for the start model may be gone later
         best = build_model(replace(settings, weights=None, precision='float32'))
         copy = _scored(build_model(replace(settings, weights=None))) if devices > 1 else None
@@ -790,7 +791,7 @@ def _train_once(model: keras.Model, parts: list[list[Study]], settings: Settings
     run = _Run(learner, copy or learner, parts, settings, devices, out, cache, verbose, board)
     with enough_memory(settings): weights = _fit(run)
     if process()[0]: return
-    with alone():
+    with on_one_device():
         best.set_weights(weights)
         calibrate(best, parts[1], settings.batch_size, cache, settings.specificity)
     with whole(out / 'best.keras') as beside: best.save(beside())
