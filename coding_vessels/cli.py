@@ -201,8 +201,11 @@ def train(args: argparse.Namespace) -> int:
     if args.folds:
         _train_folds(args, studies, settings)
         return _left_out(args, errors)
-    history = training.train(studies, args.out, settings, others, resume=args.resume, devices=args.devices,
-                             board=args.tensorboard)
+    try: history = training.train(studies, args.out, settings, others, resume=args.resume,
+                                  devices=args.devices, board=args.tensorboard)
+    except ConnectionError as error:
+        print(f'coding_vessels train: {error}', file=sys.stderr, flush=True)
+        os._exit(1)                                      # at exit JAX would wait for the process that is lost
     if training.process()[0]: return _left_out(args, [])                # the first process tells
     best = history.loc[history.val_loss.idxmin()]
     print(f'best epoch {best.epoch + 1:.0f} of {len(history)}, validation loss {best.val_loss:.4f}: '

@@ -49,7 +49,6 @@ def join(address: str, number: int, count: int, patience: int = 300) -> None:
     if not re.fullmatch(r'[^:\s]+:[0-9]{1,5}', address):
         raise ValueError(f"'{address}' is no address; give host:port of the first process.")
     import jax
-    jax.config.update('jax_enable_recoverability', True)       # a loss is an error, not the end of the others
     try: jax.distributed.initialize(address, count, number - 1, initialization_timeout=patience)
     except RuntimeError as error:
         raise ConnectionError(f'process {number} of {count} has not met the others at {address} '
