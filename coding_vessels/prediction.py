@@ -274,9 +274,10 @@ def tables_of(rows: Iterable[dict]) -> dict[str, pd.DataFrame]:
                                            for row in rows if 'error' not in row], columns=list(COLUMNS)),
             'positions': pd.DataFrame(
                 flat('positions'), columns=['Index', 'location', 'probability', 'view', 'x', 'y', 'width']),
-            'warnings': pd.DataFrame(flat('warnings'), columns=['Index', 'view', 'file', 'warning']),
+            'warnings': pd.DataFrame(flat('warnings'), columns=['Index', 'view', 'file', 'warning'],
+                                     dtype=object),
             'errors': pd.DataFrame([[row['Index'], row['error']] for row in rows if 'error' in row],
-                                   columns=['Index', 'error'])}
+                                   columns=['Index', 'error'], dtype=object)}
 
 # %% ../nbs/09_prediction.ipynb #5f25f9dd
 def predict_studies(engine: Engine, studies: list[Study], threshold: float | np.ndarray | None = None,

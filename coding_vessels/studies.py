@@ -356,7 +356,9 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
              'add a row or remove the images')
     if decode:
         studies = _decodable(studies, {row['Index']: line for line, row in table.iloc[::-1].iterrows()}, note)
-    return studies, pd.DataFrame(problems, columns=['Index', 'file', 'line', 'problem', 'mend'])
+    # objects: strings of Arrow hold no file name in another encoding
+    columns = ['Index', 'file', 'line', 'problem', 'mend']
+    return studies, pd.DataFrame(problems, columns=columns, dtype=object)
 
 # %% ../nbs/02_studies.ipynb #a70221a4
 def _truth_of(csv, index: str) -> Path | None:
@@ -438,5 +440,7 @@ def append_csv(path: str | Path, table: pd.DataFrame) -> None:
     """
     harmless = lambda value: (f"'{value}" if isinstance(value, str) and value[:1] in tuple('=+-@\t\r')
                               else value)
-    table.map(harmless).to_csv(path, mode='a', header=not Path(path).exists(), index=False,
-                               errors='surrogateescape')    # names in another encoding stay
+    text = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    words = {name: pd.Series(list(map(harmless, table[name])), table.index, dtype=object) for name in text}
+    table.assign(**words).to_csv(path, mode='a', header=not Path(path).exists(), index=False,
+                                 errors='surrogateescape')    # names in another encoding stay

@@ -112,7 +112,7 @@ def test_a_run_killed_four_times_ends_as_if_nothing_had_happened(tmp_path):
     assert pd.read_csv(run / "history.csv").epoch.tolist() == [0, 1, 2, 3]
     assert training(run) == (0, 5, 0)                              # state, history, curve, best, settings; no study is read again
     histories = [pd.read_csv(path / "history.csv") for path in (whole, run)]
-    assert np.allclose(*histories, atol=1e-4) and histories[0].shape == histories[1].shape
+    assert np.allclose(*histories, atol=1e-4, equal_nan=True) and histories[0].shape == histories[1].shape
     weights = [keras.saving.load_model(path / "best.keras", compile=False).get_weights() for path in (whole, run)]
     assert max(np.abs(a - b).max() for a, b in zip(*weights)) < 1e-4
     assert sorted(path.name for path in run.iterdir()) == ["best.keras", "cache", "history.csv", "history.png", "settings.json", "state.npz"]
@@ -202,7 +202,7 @@ def test_extra_gpu_brings_cuda():
 
 
 def test_too_little_memory_is_one_sentence_that_names_batch_size(cohort, tmp_path, capsys, monkeypatch):
-    """The device has room for three studies; the same command with --resume and --batch-size 3 then trains."""
+    """Room for three studies: of four, two go at a time; five cannot be halved, so --resume and --batch-size 3 train."""
     import tensorflow as tf
 
     from coding_vessels import training
@@ -210,18 +210,21 @@ def test_too_little_memory_is_one_sentence_that_names_batch_size(cohort, tmp_pat
 
     draw = training.training_batches
 
-    def exhaust(model, studies, settings, cache=None):
+    def exhaust(model, studies, settings, *parts):
         if settings.batch_size > 3:
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[4,64,64]")
-        return draw(model, studies, settings, cache)
+        return draw(model, studies, settings, *parts)
 
     monkeypatch.setattr(training, "build_model", small_network)
     monkeypatch.setattr(training, "training_batches", exhaust)
     words = ["train", "--csv", str(cohort / "groundtruth.csv"), "--images", str(cohort), "--out", str(tmp_path / "run"), "--size", "64"]
-    assert main([*words, "--epochs", "1", "--batch-size", "4"]) == 1
+    assert main([*words[:-3], str(tmp_path / "halved"), *words[-2:], "--epochs", "1", "--batch-size", "4"]) == 0
+    assert "now 2 at a time, 2 times to a step" in capsys.readouterr().out
+    assert json.loads((tmp_path / "halved/settings.json").read_text())["fits"] == {"batch_size": 2, "accumulate": 2}
+    assert main([*words, "--epochs", "1", "--batch-size", "5"]) == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message == ("coding_vessels train: a step with 4 studies of 64 pixels does not fit into memory; "
-                       "go on with --resume (resume) and a --batch-size (batch_size) below 4.")
+    assert message == ("coding_vessels train: a step with 5 studies of 64 pixels does not fit into memory; "
+                       "go on with --resume (resume) and a --batch-size (batch_size) below 5.")
     assert main([*words, "--epochs", "1", "--batch-size", "3", "--resume"]) == 0
     assert json.loads((tmp_path / "run/settings.json").read_text())["settings"]["batch_size"] == 3
 
