@@ -95,7 +95,7 @@ def _start(ray, address: str) -> None:
         reason = str(error).splitlines()[0][:80]
         raise ValueError(f"there is no Ray cluster at '{address}' ({reason}).") from None
 
-
+# %% ../nbs/09a_archives.ipynb #09aa001c
 def rows_on_cluster(studies: list[Study], worker: tuple, address: str = 'local', workers: int | None = None,
                     piece: int = 16):
     """Yield the rows of studies in order, as `rows_of` does, made by the workers of a Ray cluster.
@@ -117,6 +117,7 @@ def rows_on_cluster(studies: list[Study], worker: tuple, address: str = 'local',
     ValueError
         If Ray is not installed, there is no such cluster, or a worker fails again and again.
     """
+    if not studies: return                                              # all were read before
     ray = _ray()
     _start(ray, address)
     try:

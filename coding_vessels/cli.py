@@ -119,7 +119,7 @@ def _left_out(args, errors) -> int:
     print(f'{errors.Index.nunique()} patients left out: {Path(args.out) / "errors.csv"}', file=sys.stderr)
     return 3
 
-
+# %% ../nbs/11_cli.ipynb #881a935b
 def _train_folds(args, studies: list, settings) -> None:
     """Train once for each part of the patients, without it, into a folder of its own; write what the models
     make of the parts they have not seen, as output.csv and probabilities.csv.
@@ -153,15 +153,22 @@ def _train_folds(args, studies: list, settings) -> None:
           f'  coding_vessels evaluate --truth {args.csv} --output {out}\n'
           f'and predict others with all of them:\n  coding_vessels predict {models} ...')
 
+# %% ../nbs/11_cli.ipynb #881a935c
+def _fraction(option: str, words: str) -> tuple[int, int]:
+    "Return the numbers of an option's I/N."
+    number, _, count = words.partition('/')
+    if not (number.isdecimal() and count.isdecimal()):
+        raise ValueError(f"{option} is '{words}'; give I/N, such as 1/4.")
+    return int(number), int(count)
+
 
 def _join(args) -> None:
     "Meet the other processes of a training, if it is one of several."
     if not args.join and not args.process: return
     from coding_vessels.devices import join
-    number, _, count = (args.process or '').partition('/')
-    if not args.join or args.folds or not (number.isdecimal() and count.isdecimal()):
+    if not (args.join and args.process) or args.folds:
         raise ValueError('--join HOST:PORT and --process I/N, such as 1/2, belong together, without --folds.')
-    join(args.join, int(number), int(count))
+    join(args.join, *_fraction('--process', args.process))
 
 
 def train(args: argparse.Namespace) -> int:
@@ -304,12 +311,10 @@ def _reader(args, engine, threshold, visit):
 def _shard(args, studies: list) -> tuple[list, bool]:
     "Return the share of the studies that --shard names, and whether it is the first."
     from coding_vessels.archives import shard
-    number, _, count = args.shard.partition('/')
-    if not (number.isdecimal() and count.isdecimal()):
-        raise ValueError(f"'{args.shard}' is no shard; give I/N, such as 1/4.")
-    return shard(studies, int(number), int(count)), number == '1'
+    number, count = _fraction('--shard', args.shard)
+    return shard(studies, number, count), number == 1
 
-
+# %% ../nbs/11_cli.ipynb #d94c6f03
 def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, list]:
     "Predict, and write what was found for the group `beside`; return the exit status and what to tell."
     from coding_vessels import prediction

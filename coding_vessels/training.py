@@ -488,7 +488,7 @@ def training_batches(model: keras.Model, studies: list[Study], settings: Setting
         if 'looks' in model.output: targets['looks'] = targets['maps']  # right if the map's mark lies in it
         yield frames, targets
 
-
+# %% ../nbs/07_training.ipynb #93f2ab09
 def validate(learner: keras.Model, studies: list[Study], settings: Settings, losses: dict,
              cache: str | Path | None = None) -> dict[str, float]:
     """Return what losses come to on studies, as means over them, and the AUROC of `Aneurysm`.
@@ -612,6 +612,8 @@ def _reopen_run(out: Path, settings: dict, patients: dict) -> dict:
     if record.pop('finished', False) and not (out / 'state.npz').exists():
         raise ValueError(f'{out} is finished and its state.npz is gone; '
                          'go on from its best.keras with --start (start), in another folder.')
+    if (settings['batch_size'], settings['accumulate']) != (known['batch_size'], known['accumulate']):
+        record.pop('fits', None)                                # what was found to fit, of another batch
     record['settings'] = settings
     _write_settings(out, record)
     return record
@@ -660,7 +662,7 @@ def _epoch_line(history: list[dict], epochs: int, seconds: float) -> str:
     rate = f'learning rate {row["learning_rate"]:.1e}'
     return f'epoch {len(history)}/{epochs}: {losses}{auroc}, {rate}, at most {left} left'
 
-
+# %% ../nbs/07_training.ipynb #0c9be7a4
 def _board(folder: Path):
     "Return a function that adds a row of the history to TensorBoard's files in a folder."
     try: from tensorboard.summary import Writer
@@ -674,7 +676,7 @@ def _board(folder: Path):
         writer.flush()
     return add
 
-
+# %% ../nbs/07_training.ipynb #0c9be7a5
 def _memory_is_short(error: Exception) -> bool:
     "Return whether an error says, in the words of any backend, that memory is exhausted."
     named = isinstance(error, MemoryError) or type(error).__name__ == 'ResourceExhaustedError'
@@ -729,7 +731,7 @@ def _epoch(run: _Run, epoch: int, bar: tqdm) -> dict:
     losses = {name: values[0] for name, values in done.history.items()} | from_first(validated)
     return {'epoch': epoch} | losses | {'learning_rate': learning_rate_of(run.learner)}
 
-
+# %% ../nbs/07_training.ipynb #9e21f4b4
 def _fit(run: _Run) -> list[np.ndarray]:
     """Train from where the run in its folder stands, and return the best weights.
 
@@ -778,7 +780,7 @@ def _for_device(settings: Settings, parts: list[list[Study]], devices: int, verb
     if verbose: print(f'{patients}; on {device}{several}, in {settings.precision}', flush=True)
     return settings
 
-
+# %% ../nbs/07_training.ipynb #c5a8047f
 def _train_once(model: keras.Model, parts: list[list[Study]], settings: Settings, devices: int, out: Path,
                 cache, verbose: bool, board: bool) -> None:
     "Train, calibrate, and write best.keras."
@@ -859,12 +861,13 @@ def train(studies: list[Study], out: str | Path, settings: Settings = Settings()
     count, (number, processes) = devices_for(settings.batch_size, devices), process()
     verbose = verbose and not number
     settings = _for_device(settings, parts, count * processes, verbose)
-    agree({'patients': [[study.index for study in part] for part in parts], 'settings': settings})
-    keras.utils.set_random_seed(settings.seed)
     lock = nullcontext() if number else locked(out / 'run')             # no two trainings in one folder
-    with lock, together():
+    with together(), lock:
+        agree({'patients': [[study.index for study in part] for part in parts], 'settings': settings})
+        keras.utils.set_random_seed(settings.seed)
         with spread(count): model = build_model(settings)
         record = {} if number else _open_run(out, settings, *parts, resume)
+        agree({'batches (fits in settings.json)': None if number else record.get('fits')})
         if not from_first(record.get('finished', False)):
             _train_as_it_fits(model, record, parts, settings, devices, out, cache or out / 'cache', verbose,
                               board)

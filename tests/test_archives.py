@@ -1,5 +1,6 @@
 """An archive read in shards, or by the workers of a Ray cluster, comes to the same files as one process writes."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -36,12 +37,24 @@ def test_shards_put_together_are_the_whole(cohort, tmp_path):
     for name in TABLES:
         first, *others = [(part / name).read_bytes() for part in parts]
         assert b"".join([first, *(other.split(b"\n", 1)[1] for other in others)]) == (whole / name).read_bytes()
+    assert not (parts[0] / "errors.csv").exists()
     assert (parts[1] / "errors.csv").read_bytes() == (whole / "errors.csv").read_bytes()
+
+
+def test_rows_that_are_lost_are_listed_by_the_first_shard(cohort, tmp_path):
+    """However its number is written; the others do not list them again."""
+    made = tmp_path / "cohort"
+    shutil.copytree(cohort[0], made)
+    with open(made / "test.csv", "a") as table:
+        table.write(",".join(["9999"] + ["0"] * 22) + "\n")
+    status = {name: main(words(made, tmp_path / name, "--shard", f"{name}/3")) for name in ("01", "3")}
+    assert status == {"01": 3, "3": 0}
+    assert "9999" in (tmp_path / "01/errors.csv").read_text() and not (tmp_path / "3/errors.csv").exists()
 
 
 def test_a_shard_that_is_none_is_refused(cohort, tmp_path, capsys):
     """Words, numbers out of range, and more shards than studies."""
-    for number, (shard, said) in enumerate((("2", "is no shard"), ("0/2", "count from 1"), ("3/2", "count from 1"), ("2/100", "empty"))):
+    for number, (shard, said) in enumerate((("2", "give I/N"), ("0/2", "count from 1"), ("3/2", "count from 1"), ("2/100", "empty"))):
         assert main(words(cohort[0], tmp_path / str(number), "--shard", shard)) == 1
         assert said in capsys.readouterr().err and list((tmp_path / str(number)).iterdir()) == []
 

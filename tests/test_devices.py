@@ -13,29 +13,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 TRAINING = """
-import os, signal, sys
-import keras
-from keras import layers
-from coding_vessels import batches, devices, training
+import os, sys
+sys.path.insert(0, "tests")
+import small_training
+from coding_vessels import devices, training
 from coding_vessels.preprocessing import Preprocessing
 from coding_vessels.studies import read_cohort
 
 data, out, count, address, number, moment, seed = sys.argv[1:]
-load, loaded = batches.load_study, []
-
-def load_study(*parts):
-    "Load a study; be killed at the one whose number was asked for."
-    loaded.append(parts)
-    if moment == f"study {len(loaded)}": os.kill(os.getpid(), signal.SIGKILL)
-    return load(*parts)
-
-def network(settings):
-    "A small network with what devices could disagree about: means over a batch, running means, and draws by chance."
-    frames = keras.Input((8, 64, 64), dtype="uint8")
-    x = layers.BatchNormalization()(layers.Dense(16, "relu")(layers.Dropout(0.3)(layers.Flatten()(layers.Rescaling(1 / 255)(frames)))))
-    return keras.Model(frames, {"labels": layers.Activation("sigmoid", name="labels")(layers.Dense(22, name="scores")(x))})
-
-batches.load_study, training.build_model = load_study, network
+small_training.prepare(moment)
 try:
     if address: devices.join(address, int(number), 2, 60)
     studies, _ = read_cohort(data + "/groundtruth.csv", data)

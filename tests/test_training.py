@@ -53,15 +53,15 @@ def test_fine_tuning_refuses_another_network(cohort, tmp_path, capsys, preset):
 
 
 TRAINING = """
-import os, signal, sys
-import keras
-from keras import layers
-from coding_vessels import batches, training
+import os, sys
+sys.path.insert(0, "tests")
+import small_training
+from coding_vessels import training
 from coding_vessels.preprocessing import Preprocessing
 from coding_vessels.studies import read_cohort
 
 data, out, moment = sys.argv[1:]
-rename, load, renamed, loaded = os.replace, batches.load_study, [], []
+rename, renamed = os.replace, []
 
 def replace(old, new):
     "Rename a file of the run; die before or after the one whose number was asked for."
@@ -71,23 +71,12 @@ def replace(old, new):
     rename(old, new)
     if moment == f"after {len(renamed)}": os._exit(9)
 
-def load_study(*parts):
-    "Load a study; be killed at the one whose number was asked for."
-    loaded.append(parts)
-    if moment == f"study {len(loaded)}": os.kill(os.getpid(), signal.SIGKILL)
-    return load(*parts)
-
-def network(settings):
-    "A small network that has all that a state must keep: weights, running means, and draws by chance."
-    frames = keras.Input((8, 64, 64), dtype="uint8")
-    x = layers.BatchNormalization()(layers.Dense(16, "relu")(layers.Dropout(0.3)(layers.Flatten()(layers.Rescaling(1 / 255)(frames)))))
-    return keras.Model(frames, {"labels": layers.Activation("sigmoid", name="labels")(layers.Dense(22, name="scores")(x))})
-
-os.replace, batches.load_study, training.build_model = replace, load_study, network
+os.replace = replace
+small_training.prepare(moment)
 if moment == "in calibration": training.calibrate = lambda *parts: os._exit(9)
 studies, _ = read_cohort(data + "/groundtruth.csv", data)
 training.train(studies, out, training.Settings(preprocessing=Preprocessing(64), epochs=4, seed=3), resume=True, verbose=0)
-print(len(renamed), len(loaded))
+print(len(renamed), len(small_training.loaded))
 """
 
 
@@ -202,7 +191,7 @@ def test_extra_gpu_brings_cuda():
 
 
 def test_too_little_memory_is_one_sentence_that_names_batch_size(cohort, tmp_path, capsys, monkeypatch):
-    """Room for three studies: of four, two go at a time; five cannot be halved, so --resume and --batch-size 3 train."""
+    """Room for three studies: of four, two go at a time; five, half of ten, cannot be halved, so --resume and --batch-size 3 train."""
     import tensorflow as tf
 
     from coding_vessels import training
@@ -221,12 +210,13 @@ def test_too_little_memory_is_one_sentence_that_names_batch_size(cohort, tmp_pat
     assert main([*words[:-3], str(tmp_path / "halved"), *words[-2:], "--epochs", "1", "--batch-size", "4"]) == 0
     assert "now 2 at a time, 2 times to a step" in capsys.readouterr().out
     assert json.loads((tmp_path / "halved/settings.json").read_text())["fits"] == {"batch_size": 2, "accumulate": 2}
-    assert main([*words, "--epochs", "1", "--batch-size", "5"]) == 1
+    assert main([*words, "--epochs", "1", "--batch-size", "10"]) == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message == ("coding_vessels train: a step with 5 studies of 64 pixels does not fit into memory; "
                        "go on with --resume (resume) and a --batch-size (batch_size) below 5.")
     assert main([*words, "--epochs", "1", "--batch-size", "3", "--resume"]) == 0
-    assert json.loads((tmp_path / "run/settings.json").read_text())["settings"]["batch_size"] == 3
+    record = json.loads((tmp_path / "run/settings.json").read_text())
+    assert record["settings"]["batch_size"] == 3 and "fits" not in record        # those of ten are forgotten
 
 
 def test_interrupted_names_resume(tmp_path, capsys, monkeypatch):
