@@ -424,13 +424,13 @@ def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cac
 
 # %% ../nbs/07_training.ipynb #79e0d77b
 def schedule(settings: Settings, patients: int):
-    "Return the learning rate along the steps of a run."
+    "Return the learning rate along the batches of a run, for Keras counts them even if several make a step."
     rate, schedules = settings.learning_rate, keras.optimizers.schedules
-    if settings.recipe == '2023': return schedules.InverseTimeDecay(rate, 1, rate / settings.epochs)
+    if settings.recipe == '2023':
+        return schedules.InverseTimeDecay(rate, settings.accumulate, rate / settings.epochs)
     batches = -(-patients // settings.batch_size) * settings.epochs
-    steps = max(1, batches // settings.accumulate)
-    rise = steps // 20
-    return schedules.CosineDecay(rate / 20, steps - rise, warmup_target=rate, warmup_steps=rise)
+    rise = batches // 20
+    return schedules.CosineDecay(rate / 20, batches - rise, warmup_target=rate, warmup_steps=rise)
 
 
 def _optimizer(rate, settings: Settings):
