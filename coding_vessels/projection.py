@@ -167,6 +167,38 @@ def read_surface(path: str | Path, axes: str = 'LPS', spacing: float = SPACING) 
     return voxelise(corners, np.asarray(surface.regular_faces), spacing)
 
 # %% ../nbs/01d_projection.ipynb #0804b276
+def _in_cubes(numbers: np.ndarray, affine: np.ndarray, origin: np.ndarray, spacing: float,
+              shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Return which share of each cube of a new grid is labelled, and the number with the largest share."
+    back = np.linalg.inv(affine)
+    turn = back[:3, :3] * spacing
+    straight = not (turn - np.diag(turn.diagonal())).any()                        # much faster
+
+    def sample(chosen, first, shape):
+        start = back[:3, :3] @ (origin + spacing * first) + back[:3, 3]
+        return ndimage.affine_transform(chosen.astype(np.float32), turn.diagonal() if straight else turn,
+                                        start, shape, order=1)
+
+    within = sample(numbers != 0, np.zeros(3), shape)
+    found, counts = np.unique(numbers[numbers != 0], return_counts=True)
+    usual = found[counts.argmax()]
+    labels, best = np.where(within > 0, usual, 0).astype(np.int16), within.copy()
+    shares = {}
+    for number in found[found != usual]:
+        cells = np.argwhere(numbers == number)
+        ends = np.stack(np.meshgrid(*zip(cells.min(axis=0) - 1, cells.max(axis=0) + 1), indexing='ij'), -1)
+        ends = (ends.reshape(-1, 3) @ affine[:3, :3].T + affine[:3, 3] - origin) / spacing
+        low = np.maximum(np.floor(ends.min(axis=0)).astype(int), 0)
+        high = np.minimum(np.ceil(ends.max(axis=0)).astype(int) + 1, shape)
+        box = tuple(map(slice, low, high))
+        shares[number] = box, sample(numbers == number, low, high - low)
+        best[box] -= shares[number][1]                                     # what is left for the usual one
+    for number, (box, share) in shares.items():
+        labels[box][share > best[box]] = number
+        best[box] = np.maximum(best[box], share)
+    return within, labels
+
+
 def read_labels(path: str | Path, spacing: float = SPACING) -> Volume:
     "Return a NIfTI volume of labels in cubes; every number other than 0 is a vessel."
     nibabel = _package('nibabel')
@@ -187,16 +219,9 @@ def read_labels(path: str | Path, spacing: float = SPACING) -> Volume:
     corners = corners @ affine[:3, :3].T + affine[:3, 3]
     _check_extent(path, corners)
     origin, shape = corners.min(axis=0), np.ceil(np.ptp(corners, axis=0) / spacing).astype(int) + 1
-    back = np.linalg.inv(affine)
-    sample = lambda values: ndimage.affine_transform(
-        values, back[:3, :3] * spacing, back[:3, :3] @ origin + back[:3, 3], shape, order=1)
+    within, labels = _in_cubes(numbers, affine, origin, spacing, shape)
     steep = np.linalg.norm(affine[:3, :3], axis=0).mean() / spacing
-    coverage = np.clip(0.5 + (sample((numbers != 0).astype(np.float32)) - 0.5) * max(steep, 1.0), 0, 1)
-    labels, best = np.zeros(shape, np.int16), np.zeros(shape, np.float32)
-    for number in np.unique(numbers[numbers != 0]):
-        share = sample((numbers == number).astype(np.float32))
-        labels[share > best] = number
-        best = np.maximum(best, share)
+    coverage = np.clip(0.5 + (within - 0.5) * max(steep, 1.0), 0, 1)
     return Volume(coverage, origin, spacing, labels)
 
 # %% ../nbs/01d_projection.ipynb #cc0868d3
