@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d
+from scipy.spatial import cKDTree
 
 # %% auto #0
 __all__ = ['STEP', 'COHORT_POSITIVES', 'COHORT_FLAGS', 'arc_length', 'resample', 'smooth', 'wiggle', 'Vessel', 'Population',
@@ -154,6 +155,7 @@ class Population:
     uneven: tuple[float, float] = (0.02, 0.08)      # * how much a vessel's calibre varies along its way
     plaques: float = 0.15                           # per patient: narrowed and widened stretches
     stumps: tuple[float, float] = (0.0, 0.0)        # * share of small arteries that end after some mm
+    swollen: tuple[float, float] = (0.0, 0.0)       # * how far arteries widen where they branch (log)
     external: float = 0.15                          # branches of the external carotid fill as well
     clipped: float = 0.04                           # per patient: a metal clip from an earlier operation
 
@@ -689,6 +691,22 @@ def _roughen(vessels, population: Population, rng: np.random.Generator) -> None:
         vessel.radii = vessel.radii * calibre * np.exp(np.clip(change, -0.7, 0.35))
         vessel.hidden *= calibre
 
+# %% ../nbs/01_arteries.ipynb #5we11en2
+def _swell(vessels: dict[str, Vessel], population: Population, rng: np.random.Generator) -> None:
+    "Widen arteries in place where others leave them."
+    usual = rng.uniform(*population.swollen)
+    starts = np.stack([vessel.points[0] for vessel in vessels.values()])
+    widths = np.array([vessel.radii[0] for vessel in vessels.values()])
+    for number, vessel in enumerate(vessels.values() if usual else ()):
+        gap, places = cKDTree(vessel.points).query(starts)
+        radii, where = vessel.radii[places], arc_length(vessel.points)
+        leaving = (gap < 0.3) & (radii > 0.6) & (widths > 0.3 * radii) & (np.arange(len(starts)) != number)
+        change = np.zeros(len(where))
+        for place, radius in zip(places[leaving], radii[leaving]):
+            reach = radius * rng.uniform(0.8, 1.6)
+            change += rng.exponential(usual) * np.exp(-((where - where[place]) / reach) ** 2)
+        vessel.radii = vessel.radii * np.exp(np.minimum(change, 0.45))
+
 # %% ../nbs/01_arteries.ipynb #1cfbdee9
 _TRUNKS = {'neck', 'ICA', 'VA_neck', 'VA', 'M1', 'A1', 'P1'}
 _HOMES = {'A2': 'ACA', 'P2': 'PCA', 'M2': 'MCA', 'M3': 'MCA'}      # whose location an artery's aneurysm has
@@ -798,4 +816,6 @@ def draw_vessels(rng: np.random.Generator, population: Population = Population()
     for side in (1, -1): named |= _named(_draw_vertebral(side, named['BA'], population, winding, rng))
     _roughen(named.values(), population, rng)
     named |= _named(_draw_cortex(named, rng, generations) if generations else [])
-    return _cut_short(named, population, spared, rng.spawn(1)[0])
+    left = _cut_short(named, population, spared, rng.spawn(1)[0])
+    _swell(left, population, rng.spawn(1)[0])
+    return left

@@ -325,6 +325,7 @@ def load_engine(path: str | Path | None = None, engine: str = 'auto') -> Engine:
                 else "pip install '.[engines]' in a clone of coding_vessels")
         raise ValueError(f"the engine {name} is not installed; {hint}, or use another.") from None
     except Exception as error:
+        if str(error).startswith(f'{path} is not a model'): raise
         raise ValueError(f'{path} is not a model of coding_vessels '
                          f'({(str(error).strip().splitlines() or [type(error).__name__])[-1][:120]}); '
                          'write or export it again.') from None

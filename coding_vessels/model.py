@@ -423,7 +423,8 @@ def load_model(path: str | Path) -> keras.Model:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
         preprocessing_of(model)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        said = str(error).split('Exception encountered: ')[-1].strip()         # what Keras wraps, if it does
+        reason = (said.splitlines() or [type(error).__name__])[0][:120]
         raise ValueError(f'{path} is not a model of coding_vessels ({reason}); '
                          'give a .keras file that it has trained.') from None
     return model

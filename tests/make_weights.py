@@ -1,263 +1,56 @@
-"""Makes the weights that ship with the package, from nothing.
+"""Makes the weights that ship with the package.
 
-    KERAS_BACKEND=jax python tests/make_weights.py RUN [--share 1.0]
-    python tests/make_weights.py RUN --calibrate
+    python tests/make_weights.py RUN [--start MODEL] [--share 1.0]
 
-The first call wants a graphics card with JAX (one with 40 GB of memory; on an H200 the three stages take three minutes, their
-compilation as long again). Processes draw pairs of twins all the while; each pair is used some twelve times, changed anew on the card
-(`twins_on_device.py`). The closer look learns alone first, from squares with an aneurysm and their twins', then the whole network.
-Squares, whole studies and studies with hidden views differ in their means, and prediction has only one set of them: so the means of
-batch normalisation are then taken from whole studies and kept, and the network learns on with them. It ends with the mean of the
-weights over the second half of this last stage, in RUN/settled.keras. A stage that is done is not done again.
+Draws patients as they are needed. From nothing, the closer look learns alone first, from squares with an aneurysm and without it,
+then the whole network. Squares, whole studies and studies with hidden views differ in their means, and prediction has only one
+set of them: so the means of batch normalisation are then taken from whole studies and kept, and the network learns on with them.
+One epoch's weights differ from the next one's; the mean of two is steadier. `--start` takes a trained model instead of all this.
+Then all but the last layers stand still, and these learn anew what to make of the readings of each location. Calibrates on other
+patients with natural frequencies, so that one in twenty without an aneurysm is flagged, and writes the shipped files. `--calibrate`
+does only that, with the weights that ship now. RUN keeps what is done; an interrupted call goes on.
+`--share 0.01` is a trial with a hundredth of the steps and the patients.
 
-The second call wants no card, but OpenVINO, for it exports. It halves the bits of the kernels, calibrates on other patients with
-natural frequencies, so that one in twenty without an aneurysm is flagged, and writes the shipped files.
-
-`--share 0.001` is a trial with so small a share of the steps and the patients, which a processor can do.
+Keras computes with TensorFlow, or with JAX if the environment says KERAS_BACKEND=jax; on a graphics card in bfloat16, on a
+processor with TensorFlow its convolutions are, where it can. As many processes draw patients as there are cores.
 """
 
 import argparse
+import itertools
 import json
 import os
-import threading
-import time
 import zipfile
-from concurrent.futures import ProcessPoolExecutor
-from itertools import islice
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import cv2
 import keras
 import numpy as np
 from joblib import cpu_count
 
 from coding_vessels import __version__
-from coding_vessels.batches import draw_pair, in_order
+from coding_vessels.anatomy import LOCATIONS
+from coding_vessels.batches import Augmentation, draw_lessons, phantom_batches, square_batches
+from coding_vessels.engines import SHIPPED, export_model
 from coding_vessels.files import whole
-from coding_vessels.model import closer_look, load_model, vessel_model
+from coding_vessels.model import ViewEmbedding, closer_look, load_model, vessel_model
 from coding_vessels.phantom import PRESETS, write_cohort
 from coding_vessels.preprocessing import Preprocessing
 from coding_vessels.studies import read_cohort
 from coding_vessels.training import PRECISIONS, calibrate, find_device, label_loss, look_loss, map_loss, mask_loss, suspicion_loss
 from coding_vessels.training import _norms as norms
 
-FRAMES = Preprocessing(512, field=0.75, contrast=0.8)
-DRAWN = {"pairs": 8192, "seed": 1001, "a shard": 256}
-# Steps; squares with an aneurysm a step, or pairs and such squares a step; steps of one call of the card
-ALONE = {"steps": 2000, "squares": 256, "rate": 2e-3, "seed": 1, "each": 20}
-WHOLE = {"steps": 9984, "pairs": 8, "squares": 64, "rate": 1.5e-3, "seed": 2, "each": 32}
-SETTLED = {"steps": 4000, "pairs": 8, "squares": 64, "rate": 4e-4, "seed": 3, "each": 32}
-MEANS = 16                                      # batches of eight pairs for the means of batch normalisation
-MISSING = 0.25                                  # of the studies lack views
-SQUARE = {"suspicion": 1.0, "mask": 2.0}        # shares of the losses
-EVERY = {"scores": 1.0, "maps": 0.2, "looks": 2.0, "suspicion": 0.3, "mask": 0.5}
-CALIBRATION = "varied", 1200, 801               # preset, patients, seed
-SPECIFICITY = 0.95                              # of these, to which the thresholds keep
-
-
-def positive_weights(population):
-    """Return the weights of `label_loss` for twins of a population: the root of the negatives per positive, 1 to 10."""
-    located = np.dot(population.flags, np.arange(len(population.flags))) * np.array(population.locations) / 2
-    frequency = np.clip(np.concatenate([[0.9], located]), 1e-3, 0.999)
-    return np.clip(np.sqrt((1 - frequency) / frequency), 1, 10).astype(np.float32)
-
-
-LOSSES = {"scores": label_loss(positive_weights(PRESETS["training"][0]), twins=True), "maps": map_loss, "looks": look_loss,
-          "suspicion": suspicion_loss, "mask": mask_loss}
-
-
-def draw_numbered(number):
-    """Return the pair with a number."""
-    return draw_pair([DRAWN["seed"], number], *PRESETS["training"], FRAMES)
-
-
-class Pool:
-    """The shards on the card. They are drawn in the background, in order; the one used least is given."""
-
-    def __init__(self, shards, size):
-        self.shards, self.wanted, self.size = [], shards, size
-        self.uses, self.news, self.error = {}, threading.Condition(), None
-        threading.Thread(target=self.fill, daemon=True).start()
-
-    def fill(self):
-        """Draw the shards."""
-        from twins_on_device import shard_of
-        try:
-            pool = ProcessPoolExecutor(max(1, cpu_count() - 2), get_context("spawn"), cv2.setNumThreads, (1,))
-            pairs = in_order(pool, draw_numbered, range(self.wanted * self.size), 4 * cpu_count())
-            while held := list(islice(pairs, self.size)):
-                shard = shard_of(held)
-                with self.news:
-                    self.shards.append(shard)
-                    self.news.notify_all()
-        except Exception as error:
-            with self.news:
-                self.error = error
-                self.news.notify_all()
-
-    def next(self, stage):
-        """Return the shard that a stage has used least."""
-        with self.news:
-            self.news.wait_for(lambda: self.shards or self.error)
-            if self.error:
-                raise self.error
-            uses = self.uses.setdefault(stage, {})
-            number = min(range(len(self.shards)), key=lambda i: (uses.get(i, 0), i))
-            uses[number] = uses.get(number, 0) + 1
-            return self.shards[number]
-
-
-def values(variables):
-    """Return what variables hold."""
-    return [variable.value for variable in variables]
-
-
-def put(model, state):
-    """Give a model what a stage has come to."""
-    for variables, held in zip((model.trainable_variables, model.non_trainable_variables), state):
-        for variable, value in zip(variables, held):
-            variable.assign(value)
-
-
-def optimizer_of(plan):
-    """Return AdamW with a rate that rises over a twenty-fifth of the steps and falls to zero along a cosine."""
-    steps, rate, warm = plan["steps"], plan["rate"], plan["steps"] // 25
-    pace = keras.optimizers.schedules.CosineDecay(rate / 20, steps - warm, warmup_target=rate, warmup_steps=warm)
-    return keras.optimizers.AdamW(pace, clipnorm=1.0)
-
-
-def program_of(model, optimizer, plan, presences):
-    """Return a function of a state, a shard and a key: several steps on the card, and their losses."""
-    import jax
-    from jax import lax, random
-    from twins_on_device import squares, studies
-    shares = EVERY if "pairs" in plan else SQUARE
-
-    def lesson(key, shard, chosen):
-        keys = random.split(key, 2)
-        seen, truth = squares(keys[int("pairs" in plan)], shard, plan["squares"])
-        if "pairs" not in plan:
-            return seen, truth
-        frames, labels, maps = studies(keys[0], shard, chosen, presences)
-        return [frames, seen], truth | {"scores": labels, "maps": maps, "looks": maps}
-
-    def loss(trained, kept, key, shard, chosen):
-        shown, truth = lesson(key, shard, chosen)
-        answer, kept = model.stateless_call(trained, kept, shown, training=True)
-        each = {name: LOSSES[name](truth[name], answer[name].astype("float32")).mean() for name in shares}
-        return sum(share * each[name] for name, share in shares.items()), (kept, each)
-
-    def several(state, shard, key):
-        count = len(shard["labels"])
-        order = random.permutation(random.fold_in(key, 7), count)
-
-        def step(state, number):
-            trained, kept, moments = state
-            chosen = lax.dynamic_slice(order, (number * plan.get("pairs", 0) % count,), (plan.get("pairs", 0),))
-            back = jax.value_and_grad(loss, has_aux=True)
-            (_, (kept, each)), slopes = back(trained, kept, random.fold_in(key, number), shard, chosen)
-            trained, moments = optimizer.stateless_apply(moments, slopes, trained)
-            return (trained, kept, moments), each
-
-        return lax.scan(step, state, np.arange(plan["each"]))
-
-    return jax.jit(several, donate_argnums=0)
-
-
-def learn(name, model, plan, pool, run, average=False):
-    """Train a model for one stage; it ends with the last weights, or with their mean over the second half of the calls."""
-    import jax
-    from twins_on_device import draw_presences
-    optimizer = optimizer_of(plan)
-    optimizer.build(model.trainable_variables)
-    program = program_of(model, optimizer, plan, draw_presences(MISSING))
-    held = (values(part) for part in (model.trainable_variables, model.non_trainable_variables, optimizer.variables))
-    state = jax.tree.map(lambda value: value.copy(), tuple(held))
-    calls, began, key = plan["steps"] // plan["each"], time.monotonic(), jax.random.key(plan["seed"])
-    total, losses = None, []
-    for call in range(calls):
-        state, each = program(state, pool.next(name), jax.random.fold_in(key, call))
-        losses.append(each)
-        if average and call >= calls // 2:
-            total = [value.copy() for value in state[0]] if total is None else [a + b for a, b in zip(total, state[0])]
-        if call % 8 == 7 or call == calls - 1:
-            means = {part: round(float(np.mean([own[part] for own in losses])), 4) for part in losses[0]}
-            row = {"stage": name, "steps": (call + 1) * plan["each"], "seconds": round(time.monotonic() - began), **means}
-            print(row, flush=True)
-            with open(run / "history.jsonl", "a") as lines:
-                lines.write(json.dumps(row) + "\n")
-            losses = []
-    if average:
-        state = [value / (calls - calls // 2) for value in total], *state[1:]
-    put(model, state)
-
-
-def settle(learner, shard):
-    """Give the batch normalisations the means and variances of whole studies."""
-    import jax
-    from jax import lax, random
-    from twins_on_device import draw_presences, studies
-    own, kept = norms(learner), learner.non_trainable_variables
-    places = [next(i for i, variable in enumerate(kept) if variable is mine)
-              for norm in own for mine in (norm.moving_mean, norm.moving_variance)]
-    momentum = [norm.momentum for norm in own]
-    for norm in own:
-        norm.momentum = 0.0                     # what a batch has, not what those before it had
-    presences, count, key = draw_presences(0.0), len(shard["labels"]), random.key(3)
-
-    def total(trained, kept, shard):
-        def add(sums, number):
-            chosen = (number * 8 + np.arange(8)) % count
-            frames, *_ = studies(random.fold_in(key, number), shard, chosen, presences)
-            _, new = learner.stateless_call(trained, kept, frames, training=True)
-            return [one + new[i] for one, i in zip(sums, places)], None
-        return lax.scan(add, [0 * kept[i] for i in places], np.arange(MEANS))[0]
-
-    sums = jax.jit(total)(values(learner.trainable_variables), values(kept), shard)
-    for i, value in zip(places, sums):
-        kept[i].assign(value / MEANS)
-    for norm, before in zip(own, momentum):
-        norm.momentum = before
-
-
-def learner_of(precision):
-    """Return the network, untrained, made to compute in a precision; what its stages train: squares, or studies and squares."""
-    keras.config.set_dtype_policy(PRECISIONS[precision])
-    learner = vessel_model(FRAMES, masks=True)
-    keras.config.set_dtype_policy("float32")
-    look, parts = closer_look(learner), learner.output
-    outputs = {"scores": learner.get_layer("scores").output, "maps": parts["maps"], "looks": parts["looks"]}
-    return learner, look, keras.Model([learner.input, look.input], outputs | look(look.input))
-
-
-def teach(run, share):
-    """Train the network from nothing, or from the last stage that is done."""
-    plans = [plan | {"steps": max(2 * plan["each"], round(plan["steps"] * share))} for plan in (ALONE, WHOLE, SETTLED)]
-    size = min(DRAWN["a shard"], max(8, round(DRAWN["pairs"] * share)))
-    pool = Pool(max(1, round(DRAWN["pairs"] * share / size)), size)
-    network = vessel_model(FRAMES, masks=True)
-    (learner, look, trainer), (steady, _, steadied) = (learner_of(find_device()[1]) for _ in range(2))
-    for norm in norms(steady):
-        norm.trainable = False
-    learner.set_weights(network.get_weights())
-
-    def stage(name, learner, model, plan, **options):
-        file = run / f"{name}.keras"
-        if file.exists():
-            return learner.set_weights(load_model(file).get_weights())
-        learn(name, model, plan, pool, run, **options)
-        network.set_weights(learner.get_weights())
-        with whole(file) as beside:
-            network.save(beside())
-
-    stage("alone", learner, look, plans[0])
-    stage("whole", learner, trainer, plans[1])
-    settle(learner, pool.next("settle"))
-    steady.set_weights(learner.get_weights())
-    stage("settled", steady, steadied, plans[2], average=True)
+# Pairs of twins in all, how often each is used, pairs a step (for the closer look: sixteen squares and their twins)
+ALONE = {"pairs": 2400, "uses": 3, "size": 1, "rate": 2e-3, "epochs": 8}       # for the closer look
+WHOLE = {"pairs": 2400, "uses": 2, "size": 1, "rate": 8e-4, "epochs": 12}      # for the network
+SETTLED = {"pairs": 1000, "uses": 2, "size": 1, "rate": 3e-4, "epochs": 5}     # for the network with the means of prediction
+MEANS = 60                                                                     # pairs for these means
+AVERAGED = 1, 4                                                                # epochs of this stage whose weights' mean is taken
+READ = {"pairs": 3000, "size": 2, "rate": 2e-3, "epochs": 8}                   # for the last layers
+CALIBRATION = "varied", 1200, 801                                              # preset, patients, seed
+SPECIFICITY = 0.95                                                             # of these, to which the thresholds keep
+SQUARE = {"suspicion": suspicion_loss, "mask": mask_loss}
 
 
 def save_small(model, path):
@@ -270,6 +63,199 @@ def save_small(model, path):
             parts.writestr(info.filename, content)
 
 
+def positive_weights(population):
+    """Return the weights of `label_loss` for twins of a population: the root of the negatives per positive, 1 to 10."""
+    located = np.dot(population.flags, np.arange(len(population.flags))) * np.array(population.locations) / 2
+    frequency = np.clip(np.concatenate([[0.9], located]), 1e-3, 0.999)
+    return np.clip(np.sqrt((1 - frequency) / frequency), 1, 10).astype(np.float32)
+
+
+def lessons(seed, uses, first, last, missing=0.25):
+    """Yield the lessons with the numbers from `first` to `last`; each follows from its number and the seed."""
+    frames = Preprocessing(512, field=0.75, contrast=0.8)
+    options = *PRESETS["training"], frames, Augmentation(), missing, uses
+    return draw_lessons(range(first, last), seed, *options, workers=cpu_count())
+
+
+def optimizer(rate, steps):
+    """Return AdamW with a rate that rises over a twenty-fifth of the steps and falls to zero along a cosine."""
+    warm = steps // 25
+    pace = keras.optimizers.schedules.CosineDecay(rate / 20, steps - warm, warmup_target=rate, warmup_steps=warm)
+    return keras.optimizers.AdamW(pace, clipnorm=1.0)
+
+
+def weighted(model):
+    """Return the layers with weights. Earlier networks told the closer look its view; that vector is left out."""
+    layers = [layer for layer in model.layers if layer.weights]
+    first = next(layer for layer in layers if isinstance(layer, ViewEmbedding))
+    return [layer for layer in layers if layer is first or not isinstance(layer, ViewEmbedding)]
+
+
+def take(start, model):
+    """Give a network the weights of a trained one."""
+    for old, new in zip(weighted(start), weighted(model), strict=True):
+        new.set_weights(old.get_weights())
+
+
+def squares(plan, first, last):
+    """Yield what the closer look learns from."""
+    return square_batches(lessons(1001, 0, first, last), 1001, plan["uses"])
+
+
+def studies(seed, plan, first, last):
+    """Yield what the network learns from: patients, and beside them squares of the same patients."""
+    drawn, again = itertools.tee(lessons(seed, plan["uses"], first, last))
+    beside = square_batches(again, seed + first, plan["uses"], size=8)
+    for frames, targets in phantom_batches(drawn, seed + first, plan["size"]):
+        several = list(itertools.islice(beside, plan["size"]))
+        square = np.concatenate([one for one, _ in several])
+        shown = {name: np.concatenate([answers[name] for _, answers in several]) for name in SQUARE}
+        answers = {"scores": targets["labels"], "maps": targets["maps"], "looks": targets["maps"]}
+        yield {"frames": frames, "square": square}, answers | shown
+
+
+def settle(network, pairs):
+    """Give the batch normalisations the means and variances of whole studies."""
+    momentum = {norm: norm.momentum for norm in norms(network)}
+    for number, (frames, _) in enumerate(phantom_batches(lessons(1002, 1, 0, pairs, missing=0), 1002)):
+        for norm in momentum:
+            norm.momentum = number / (number + 1)
+        network(frames, training=True)
+    for norm, value in momentum.items():
+        norm.momentum = value
+
+
+class Keep(keras.callbacks.Callback):
+    """Writes the network and the number of finished epochs of a stage."""
+
+    def __init__(self, network, learner, run, stage):
+        super().__init__()
+        self.network, self.learner, self.run, self.stage = network, learner, run, stage
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.network.set_weights(self.learner.get_weights())
+        self.network.save(self.run / "last.keras")
+        self.network.save(self.run / f"{self.stage}-{epoch}.keras")
+        with open(self.run / "history.jsonl", "a") as lines:
+            figures = {name: round(float(value), 4) for name, value in logs.items()}
+            lines.write(json.dumps({"stage": self.stage, "epoch": epoch, **figures}) + "\n")
+        (self.run / f"{self.stage}.json").write_text(str(epoch + 1))
+
+
+def learn(network, learner, trainer, losses, shares, batches, plan, run, stage, share):
+    """Train one stage, or what is left of it; the learner is the network in the precision of the device."""
+    done = run / f"{stage}.json"
+    first = json.loads(done.read_text()) if done.exists() else 0
+    if first == plan["epochs"]:
+        return
+    each = max(2 * plan["size"], round(plan["pairs"] * share / plan["epochs"]))
+    steps = each * plan["uses"] // plan["size"]
+    trainer.compile(optimizer(plan["rate"], steps * plan["epochs"]), losses, shares)
+    data = batches(plan, first * each, plan["epochs"] * each + 20 + 10 * plan["size"])    # a few more than are needed
+    backup = keras.callbacks.BackupAndRestore(str(run / stage), delete_checkpoint=False)
+    callbacks = [Keep(network, learner, run, stage), backup]
+    trainer.fit(data, steps_per_epoch=steps, epochs=plan["epochs"], callbacks=callbacks, verbose=2)
+
+
+def half_the_bits(on):
+    """Compute convolutions in bfloat16 on a processor with TensorFlow, or no longer."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": on})
+
+
+def learner_of(network, precision):
+    """Return the same network, made to compute in a precision."""
+    keras.config.set_dtype_policy(PRECISIONS[precision])
+    learner = vessel_model(masks=True)
+    keras.config.set_dtype_policy("float32")
+    learner.set_weights(network.get_weights())
+    return learner
+
+
+def teach(network, run, share):
+    """Train the network from nothing, or what is left of it; the mean of two epochs' weights is what it ends with."""
+    learner = learner_of(network, find_device()[1])
+    look, parts = closer_look(learner), learner.output
+    learn(network, learner, look, SQUARE, {"suspicion": 1.0, "mask": 2.0}, squares, ALONE, run, "alone", share)
+    outputs = {"scores": learner.get_layer("scores").output, "maps": parts["maps"], "looks": parts["looks"]}
+    trainer = keras.Model([learner.input, look.input], outputs | look(look.input))
+    labels = label_loss(positive_weights(PRESETS["training"][0]), twins=True)
+    losses = {"scores": labels, "maps": map_loss, "looks": look_loss, **SQUARE}
+    shares = {"scores": 1.0, "maps": 0.2, "looks": 2.0, "suspicion": 0.3, "mask": 0.5}
+    learn(network, learner, trainer, losses, shares, partial(studies, 1000), WHOLE, run, "whole", share)
+    if not (run / "settled.json").exists():
+        settle(learner, max(2, round(MEANS * share)))
+    for norm in [*norms(learner), *norms(network)]:
+        norm.trainable = False
+    learn(network, learner, trainer, losses, shares, partial(studies, 1003), SETTLED, run, "settled", share)
+    kept = [load_model(run / f"settled-{epoch}.keras").get_weights() for epoch in AVERAGED]
+    network.set_weights([np.mean(weights, axis=0) for weights in zip(*kept)])
+
+
+def readings(network, run, pairs):
+    """Return what the last layers read of pairs of twins, (pairs, 2, 21, 4, features), and the labels, (pairs, 2, 22)."""
+    file, reader = run / f"readings-{pairs}.npz", keras.Model(network.input, network.get_layer("readout").output)
+    if not file.exists():
+        made = [
+            (np.float16(reader.predict_on_batch(frames)), targets["labels"])
+            for frames, targets in phantom_batches(lessons(1006, 1, 0, pairs), 1006)
+        ]
+        read, labels = map(np.stack, zip(*made))
+        with whole(file) as beside:
+            np.savez(beside(), R=read, L=labels)
+    with np.load(file) as kept:
+        return kept["R"], kept["L"]
+
+
+def read_anew(network, run, share):
+    """Teach the last layers from nothing, on readings that the rest of the network has made."""
+    read, labels = readings(network, run, max(8, round(READ["pairs"] * share)))
+    fresh = vessel_model(masks=True).get_layer("sequence")
+    frame = keras.Input(read.shape[2:])
+    reader = keras.Model(frame, keras.layers.Reshape((len(LOCATIONS),))(fresh(frame)))
+    size, rng = READ["size"], np.random.default_rng(1)
+    steps = len(read) // size
+
+    def batches():
+        for _ in range(READ["epochs"]):
+            for chosen in rng.permutation(len(read))[: steps * size].reshape(-1, size):
+                yield np.float32(read[chosen]).reshape(-1, *read.shape[2:]), labels[chosen].reshape(-1, labels.shape[-1])
+
+    pace = keras.optimizers.schedules.CosineDecay(READ["rate"], steps * READ["epochs"])
+    loss = label_loss(positive_weights(PRESETS["training"][0]), twins=True)
+    reader.compile(keras.optimizers.AdamW(pace, weight_decay=0.01, clipnorm=1.0), loss)
+    done = reader.fit(batches(), steps_per_epoch=steps, epochs=READ["epochs"], verbose=2)
+    network.get_layer("sequence").set_weights(fresh.get_weights())
+    return [{"stage": "read", "epoch": epoch, "loss": round(loss, 4)} for epoch, loss in enumerate(done.history["loss"])]
+
+
+def made(run, start, share):
+    """Return a trained network and the record of its training."""
+    half_the_bits(True)
+    model = load_model(run / "last.keras") if (run / "last.keras").exists() else vessel_model(masks=True)
+    if start:
+        take(load_model(start), model)
+    else:
+        teach(model, run, share)
+    for norm in norms(model):
+        norm.trainable = False
+    read = read_anew(model, run, share)
+    half_the_bits(False)
+    # Kernels in half precision: the file is half the size.
+    model.set_weights([w.astype(np.float16).astype(w.dtype) if w.ndim > 1 else w for w in model.get_weights()])
+    stages = ({} if start else {"alone": ALONE, "whole": WHOLE, "settled": SETTLED}) | {"read": READ}
+    history = run / "history.jsonl"
+    before = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
+    training = {"preset": "training", "patients": 2 * sum(plan["pairs"] for plan in stages.values())}
+    return model, {
+        "settings": {"start": start and start.name, **stages},
+        "cohorts": {"training": training},
+        "history": before + read,
+    }
+
+
 def others(run, share):
     """Return the patients to calibrate on; they are drawn if they are not there."""
     (preset, count, seed), folder = CALIBRATION, run / "calibration"
@@ -280,46 +266,26 @@ def others(run, share):
     return cohort
 
 
-def halved(model):
-    """Return the model with its kernels in half precision, though kept as float32: the file is half the size."""
-    model.set_weights([w.astype(np.float16).astype(w.dtype) if w.ndim > 1 else w for w in model.get_weights()])
-    return model
-
-
-def record_of(run):
-    """Return what is kept beside the weights: how they were made."""
-    preset, count, seed = CALIBRATION
-    valid = {"preset": preset, "patients": count, "seed": seed, "pixels": 720, "specificity": SPECIFICITY}
-    return {
-        "settings": {"alone": ALONE, "whole": WHOLE, "settled": SETTLED},
-        "cohorts": {"training": {"preset": "training", "patients": 2 * DRAWN["pairs"], "seed": DRAWN["seed"]}, "valid": valid},
-        "history": [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()],
-        "versions": {"coding_vessels": __version__, "keras": keras.__version__, "numpy": np.__version__},
-    }
-
-
-def ship(run, share):
-    """Calibrate what was taught, and write the shipped files."""
-    from coding_vessels.engines import SHIPPED, export_model
-    model = halved(load_model(run / "settled.keras"))
-    calibrate(model, others(run, share), cache=run / "cache", specificity=SPECIFICITY)
-    save_small(model, SHIPPED)
-    export_model(SHIPPED)
-    SHIPPED.with_suffix(".json").write_text(json.dumps(record_of(run), indent=1), encoding="utf-8")
-    print(f"{SHIPPED}: now run nbs/12_weights.ipynb, which measures it and writes the model card")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--calibrate", action="store_true")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--start", type=Path)
+    either.add_argument("--calibrate", action="store_true")
     parser.add_argument("--share", type=float, default=1.0)
     args = parser.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)
+
     keras.utils.set_random_seed(101)
     if args.calibrate:
-        ship(args.run, args.share)
-    elif keras.backend.backend() == "jax":
-        teach(args.run, args.share)
+        model, record = load_model(SHIPPED), json.loads(SHIPPED.with_suffix(".json").read_text(encoding="utf-8"))
     else:
-        parser.error("training wants JAX: set KERAS_BACKEND=jax")
+        model, record = made(args.run, args.start, args.share)
+    calibrate(model, others(args.run, args.share), cache=args.run / "cache", specificity=SPECIFICITY)
+    save_small(model, SHIPPED)
+    export_model(SHIPPED)
+    preset, count, seed = CALIBRATION
+    record["cohorts"]["valid"] = {"preset": preset, "patients": count, "seed": seed, "pixels": 720, "specificity": SPECIFICITY}
+    record["versions"] = {"coding_vessels": __version__, "keras": keras.__version__, "numpy": np.__version__}
+    SHIPPED.with_suffix(".json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    print(f"{SHIPPED}: now run nbs/12_weights.ipynb, which measures it and writes the model card")
