@@ -25,7 +25,8 @@ from coding_vessels.projection import project, voxelise
 
 LOOKS = {"": "kium", "-other": "image-intensifier"}      # folders' endings, and whose machine films them
 CUBE = 0.35                                              # mm
-WIDER = 0.5                                              # mm: a sac was cut out of another surface of the same vessel
+WIDER = 0.5                                              # mm: a sac was cut out of another, slightly different surface
+FILLED = -1.0                                            # mm: farther within its hull it is filled, for large ones are hollow
 # An inlet was found wrong in these trees (tests/measure_inlets.py), or none at all
 LEFT_OUT = "BH0008", "Set9"
 PLACES = {"ACA_distal": "ACA"}
@@ -37,18 +38,19 @@ def location_of(guess, x):
     return place if place[:2] in ("L_", "R_") else f"{'L' if x > 0 else 'R'}_{place}"
 
 
-def sac_cubes(points, sac):
-    """Return which points lie in the convex hull of a sac and beyond the plane of its neck, both half a millimetre wider."""
+def sac_cubes(points, sac, wider):
+    """Return which points lie in the convex hull of a sac and beyond the plane of its neck, both some mm wider; and its centre."""
     dome, neck = sac[sac[:, 3] == 1, :3], sac[sac[:, 3] == 2, :3]
     centre = dome.mean(axis=0)
     spread = dome - centre
-    hull = Delaunay(centre + spread * (1 + WIDER / np.linalg.norm(spread, axis=1, keepdims=True)))
+    stretch = 1 + wider / np.linalg.norm(spread, axis=1, keepdims=True)
+    hull = Delaunay(centre + spread * np.maximum(stretch, 0.1))
     inside = hull.find_simplex(points) >= 0
     if len(neck) > 3:
         middle = neck.mean(axis=0)
         across = np.linalg.svd(neck - middle)[2][-1]
         across *= np.sign(across @ (centre - middle))
-        inside &= (points - middle) @ across > -WIDER
+        inside &= (points - middle) @ across > -wider
     return inside, centre
 
 
@@ -60,10 +62,14 @@ def write_volume(path, guesses, out):
     head = voxelise(vertices, parts["faces"], CUBE)
     labels = (head.coverage > 0.5).astype(np.int16)
     cells = np.argwhere(labels > 0)
-    points, rows = cells * head.spacing + head.origin, []
+    every, rows = np.stack(np.indices(labels.shape), axis=-1), []
     for label, name in enumerate(sorted(part for part in parts if part.startswith("sac_")), 2):
-        inside, centre = sac_cubes(points, parts[name])
+        sac = parts[name]
+        inside, centre = sac_cubes(cells * CUBE + head.origin, sac, WIDER)
         labels[tuple(cells[inside].T)] = label
+        low, high = (((end - head.origin) / CUBE).astype(int) for end in (sac[:, :3].min(axis=0), sac[:, :3].max(axis=0)))
+        box = tuple(slice(first, last + 2) for first, last in zip(low, high))
+        labels[box][sac_cubes(every[box].reshape(-1, 3) * CUBE + head.origin, sac, FILLED)[0].reshape(labels[box].shape)] = label
         guess = guesses[name.removeprefix("sac_")]
         rows.append((f"{path.stem}.nii.gz", location_of(guess, centre[0] - np.median(vertices[:, 0])), label))
     to_world = np.diag([-CUBE, -CUBE, CUBE, 1.0])         # to the right, to the front, up
