@@ -1,6 +1,6 @@
 """Teaches the network from nothing on a graphics card, with JAX.
 
-    KERAS_BACKEND=jax python tests/teach_on_card.py RUN [--share 1.0]
+    KERAS_BACKEND=jax python tests/teach_on_card.py RUN [--trial]
 
 Wants a card with 40 GB of memory; on an H200 the three stages take three minutes, their compilation as long again. Processes draw
 pairs of twins all the while; each pair is used some twelve times, changed anew on the card (`twins_on_device.py`). The closer look
@@ -9,7 +9,7 @@ hidden views differ in their means, and prediction has only one set of them: so 
 whole studies and kept, and the network learns on with them. It ends with the mean of the weights over the second half of this last
 stage, in RUN/settled.keras, not calibrated yet (`coding_vessels.training.calibrate`). A stage that is done is not done again.
 
-`--share 0.001` is a trial with so small a share of the steps and the patients, which a processor can do.
+`--trial` takes two steps of one pair in each stage, to see that all of it runs; some ten minutes on two cores.
 """
 
 import argparse
@@ -224,11 +224,13 @@ def learner_of(precision):
     return learner, look, keras.Model([learner.input, look.input], outputs | look(look.input))
 
 
-def teach(run, share):
+def teach(run, trial=False):
     """Train the network from nothing, or from the last stage that is done."""
-    plans = [plan | {"steps": max(2 * plan["each"], round(plan["steps"] * share))} for plan in (ALONE, WHOLE, SETTLED)]
-    size = min(DRAWN["a shard"], max(8, round(DRAWN["pairs"] * share)))
-    pool = Pool(max(1, round(DRAWN["pairs"] * share / size)), size)
+    plans, size = [ALONE, WHOLE, SETTLED], DRAWN["a shard"]
+    if trial:
+        small, size = {"steps": 2, "each": 1, "squares": 4}, 8
+        plans = [plan | small | ({"pairs": 1} if "pairs" in plan else {}) for plan in plans]
+    pool = Pool(1 if trial else DRAWN["pairs"] // size, size)
     network = vessel_model(FRAMES, masks=True)
     (learner, look, trainer), (steady, _, steadied) = (learner_of(find_device()[1]) for _ in range(2))
     for norm in norms(steady):
@@ -254,10 +256,10 @@ def teach(run, share):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--trial", action="store_true")
     args = parser.parse_args()
     if keras.backend.backend() != "jax":
         parser.error("this wants JAX: set KERAS_BACKEND=jax")
     args.run.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(101)
-    teach(args.run, args.share)
+    teach(args.run, args.trial)
