@@ -79,8 +79,8 @@ def write_volume(path, guesses, out):
 
 
 def write_volumes(folder, out):
-    """Write all label volumes and the table of sacs, sacs.csv."""
-    out.mkdir(parents=True)
+    """Write all label volumes and, last, the table of sacs, sacs.csv."""
+    out.mkdir(parents=True, exist_ok=True)
     with open(folder / "aneurysms.csv", encoding="utf-8") as lines:
         guesses = {row["name"]: row["place_guess"] for row in csv.DictReader(lines)}
     rows = Parallel(2)(delayed(write_volume)(path, guesses, out) for path in sorted(folder.glob("*.npz")))
@@ -107,9 +107,10 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     film = partial(project, seed=11, size=720, workers=args.workers)
-    if args.intra and not (volumes := args.out / "volumes").exists():
+    volumes, trees = args.out / "volumes", args.out / "trees"
+    if args.intra and not (volumes / "sacs.csv").exists():
         write_volumes(args.intra, volumes)
-    if args.brava and not (trees := args.out / "trees").exists():
+    if args.brava and not trees.exists():
         write_trees(args.brava, trees)
     for ending, preset in LOOKS.items():
         real, healthy = args.out / f"real{ending}", args.out / f"healthy{ending}"

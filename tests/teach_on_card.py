@@ -28,6 +28,8 @@ import cv2
 import keras
 import numpy as np
 from joblib import cpu_count
+from make_weights import norms, positive_weights
+from make_weights import optimizer as adamw
 
 from coding_vessels.batches import draw_pair, in_order
 from coding_vessels.files import whole
@@ -35,7 +37,6 @@ from coding_vessels.model import closer_look, load_model, vessel_model
 from coding_vessels.phantom import PRESETS
 from coding_vessels.preprocessing import Preprocessing
 from coding_vessels.training import PRECISIONS, find_device, label_loss, look_loss, map_loss, mask_loss, suspicion_loss
-from coding_vessels.training import _norms as norms
 
 FRAMES = Preprocessing(512, field=0.75, contrast=0.8)
 DRAWN = {"pairs": 8192, "seed": 1001, "a shard": 256}
@@ -47,13 +48,6 @@ MEANS = 16                                      # batches of eight pairs for the
 MISSING = 0.25                                  # of the studies lack views
 SQUARE = {"suspicion": 1.0, "mask": 2.0}        # shares of the losses
 EVERY = {"scores": 1.0, "maps": 0.2, "looks": 2.0, "suspicion": 0.3, "mask": 0.5}
-
-
-def positive_weights(population):
-    """Return the weights of `label_loss` for twins of a population: the root of the negatives per positive, 1 to 10."""
-    located = np.dot(population.flags, np.arange(len(population.flags))) * np.array(population.locations) / 2
-    frequency = np.clip(np.concatenate([[0.9], located]), 1e-3, 0.999)
-    return np.clip(np.sqrt((1 - frequency) / frequency), 1, 10).astype(np.float32)
 
 
 LOSSES = {"scores": label_loss(positive_weights(PRESETS["training"][0]), twins=True), "maps": map_loss, "looks": look_loss,
@@ -113,13 +107,6 @@ def put(model, state):
             variable.assign(value)
 
 
-def optimizer_of(plan):
-    """Return AdamW with a rate that rises over a twenty-fifth of the steps and falls to zero along a cosine."""
-    steps, rate, warm = plan["steps"], plan["rate"], plan["steps"] // 25
-    pace = keras.optimizers.schedules.CosineDecay(rate / 20, steps - warm, warmup_target=rate, warmup_steps=warm)
-    return keras.optimizers.AdamW(pace, clipnorm=1.0)
-
-
 def program_of(model, optimizer, plan, presences):
     """Return a function of a state, a shard and a key: several steps on the card, and their losses."""
     import jax
@@ -162,7 +149,7 @@ def learn(name, model, plan, pool, run, average=False):
     """Train a model for one stage; it ends with the last weights, or with their mean over the second half of the calls."""
     import jax
     from twins_on_device import draw_presences
-    optimizer = optimizer_of(plan)
+    optimizer = adamw(plan["rate"], plan["steps"])
     optimizer.build(model.trainable_variables)
     program = program_of(model, optimizer, plan, draw_presences(MISSING))
     held = (values(part) for part in (model.trainable_variables, model.non_trainable_variables, optimizer.variables))
