@@ -31,13 +31,23 @@ from .preprocessing import Preprocessing, preprocess_frame, preprocess_study
 from .studies import FrameError, Study
 
 # %% auto #0
-__all__ = ['PREPROCESSING_VERSION', 'CELL', 'MASK', 'SQUARE', 'REACH', 'load_study', 'marks_of', 'load_marks', 'Augmentation',
-           'augment_study', 'draw_maps', 'draw_presence', 'hide_views', 'in_order', 'study_batches', 'plain_errors',
-           'draw_pair', 'pair_targets', 'pair_squares', 'draw_lesson', 'draw_lessons', 'phantom_batches',
-           'square_batches']
+__all__ = ['PREPROCESSING_VERSION', 'CELL', 'MASK', 'SQUARE', 'REACH', 'load_study', 'cache_size', 'marks_of', 'load_marks',
+           'Augmentation', 'augment_study', 'draw_maps', 'draw_presence', 'hide_views', 'in_order', 'study_batches',
+           'plain_errors', 'draw_pair', 'pair_targets', 'pair_squares', 'draw_lesson', 'draw_lessons',
+           'phantom_batches', 'square_batches']
 
 # %% ../nbs/04_batches.ipynb #1a0e4e68
 PREPROCESSING_VERSION = 1    # raise it when 03_preprocessing gives other frames: old caches are left alone
+
+
+def _cached(study: Study, settings: Preprocessing, cache: str | Path) -> Path:
+    "Return the file of a study's preprocessed frames in a cache, whether it is there or not."
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
+             for path in study.frames if path and path.exists()]
+    stats.append(study.present.tolist())
+    made = repr((PREPROCESSING_VERSION, stats, sorted(asdict(replace(settings, again=())).items())))
+    name = hashlib.sha256(made.encode()).hexdigest()[:32]
+    return Path(cache) / f'{name}.npy'
 
 
 def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache: str | Path | None = None
@@ -62,12 +72,7 @@ def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache: s
         If a frame cannot be read.
     """
     if cache is None: return preprocess_study(study, settings)
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
-             for path in study.frames if path and path.exists()]
-    stats.append(study.present.tolist())
-    made = repr((PREPROCESSING_VERSION, stats, sorted(asdict(replace(settings, again=())).items())))
-    name = hashlib.sha256(made.encode()).hexdigest()[:32]
-    file = Path(cache) / f'{name}.npy'
+    file = _cached(study, settings, cache)
     try: return np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError): pass                    # not there yet, or damaged: made anew
     frames = preprocess_study(study, settings)
@@ -79,6 +84,13 @@ def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache: s
         os.replace(beside, file)
     finally: beside.unlink(missing_ok=True)
     return frames
+
+
+def cache_size(studies: list[Study], settings: Preprocessing, cache: str | Path) -> tuple[int, int]:
+    "Return the bytes of studies' preprocessed frames, and of those among them that a cache lacks."
+    lacking = sum(not _cached(study, settings, cache).exists() for study in studies)
+    each = len(VIEWS) * settings.size ** 2
+    return len(studies) * each, lacking * each
 
 # %% ../nbs/04_batches.ipynb #0a5bd136
 def marks_of(truth: dict, settings: Preprocessing) -> np.ndarray:

@@ -12,7 +12,9 @@ import logging
 import sys
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -212,20 +214,43 @@ def _quantise(network, examples: list[np.ndarray]):
                              fast_bias_correction=False,
                              ignored_scope=nncf.IgnoredScope(types=sorted(spared), validate=False))
 
-# %% ../nbs/08a_engines.ipynb #ce8ff831
+# %% ../nbs/08a_engines.ipynb #8aat0001
+class _Together:
+    "Answers the studies that wait at the same time with one call of a Keras network, `count` at most."
+
+    def __init__(self, model, count: int):
+        self.model, self.count = model, count
+        self.turn, self.waiting = threading.Lock(), deque()     # Keras computes for one thread at a time
+
+    def __call__(self, frames: np.ndarray) -> dict:
+        self.waiting.append((frames, mine := Future()))
+        with self.turn:
+            while not mine.done(): self._answer_next()
+        return mine.result()
+
+    def _answer_next(self) -> None:
+        "Answer those who have waited longest."
+        size = min(self.count, len(self.waiting))
+        studies, futures = zip(*(self.waiting.popleft() for _ in range(size)))
+        batch = np.zeros((self.count, *studies[0].shape), np.uint8)
+        batch[:size] = studies
+        try: answers = self.model.predict_on_batch(batch)
+        except Exception as error:
+            for future in futures: future.set_exception(error)
+        else:
+            for i, future in enumerate(futures):
+                future.set_result({name: np.asarray(value[i]) for name, value in answers.items()})
+
+
 def _keras(path: Path) -> Engine:
     from coding_vessels.model import load_model, preprocessing_of, thresholds_of
-    model = load_model(path)
-    turn = threading.Lock()    # Keras computes for one thread at a time
-
-    def answer(frames):
-        with turn:
-            return {name: np.asarray(value)[0]
-                    for name, value in model.predict_on_batch(frames[None]).items()}
+    from coding_vessels.training import find_device
+    model, (_, precision) = load_model(path), find_device()
+    count = 1 if precision == 'float32' else WORKERS            # as suits a processor; a card
     return Engine('keras', path, 'float32', _digest(path), preprocessing_of(model), thresholds_of(model),
-                  answer)
+                  _Together(model, count))
 
-
+# %% ../nbs/08a_engines.ipynb #ce8ff831
 def _openvino(path: Path) -> Engine:
     core = _openvino_package().Core()
     network = core.read_model(path)

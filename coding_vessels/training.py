@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shutil
 import time
 import zipfile
 from contextlib import contextmanager, nullcontext
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from . import __version__
 from .anatomy import LABELS, LOCATIONS
 from .attention import LOOK, look_maps
-from .batches import CELL, Augmentation, plain_errors, study_batches
+from .batches import CELL, Augmentation, cache_size, plain_errors, study_batches
 from .devices import (agree, devices_for, from_first, on_one_device, process, spread,
                                     together)
 from .files import locked, whole
@@ -780,6 +781,17 @@ def _for_device(settings: Settings, parts: list[list[Study]], devices: int, verb
     if verbose: print(f'{patients}; on {device}{several}, in {settings.precision}', flush=True)
     return settings
 
+
+def _room_for_frames(studies: list[Study], settings: Preprocessing, cache: Path, verbose: bool) -> None:
+    "Say what the cache of studies' frames will take, from 0.1 GB; raise if the disk has less room."
+    size, lacking = cache_size(studies, settings, cache)
+    folder = next(path for path in (cache, *cache.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    if lacking > free:
+        raise OSError(f'prepared frames take {lacking / 1e9:.1f} GB in {cache}, and {free / 1e9:.1f} GB are '
+                      'free there; train on another disk (--out), or with a smaller --size (preprocessing).')
+    if verbose and size >= 1e8: print(f'prepared frames: {size / 1e9:.1f} GB in {cache}', flush=True)
+
 # %% ../nbs/07_training.ipynb #c5a8047f
 def _train_once(model: keras.Model, parts: list[list[Study]], settings: Settings, devices: int, out: Path,
                 cache, verbose: bool, board: bool) -> None:
@@ -837,7 +849,7 @@ def train(studies: list[Study], out: str | Path, settings: Settings = Settings()
     validation : list of Study, optional
         Other patients, to choose the epoch and to calibrate.
     cache : str or Path, optional
-        Folder for preprocessed frames; by default `cache` in the run folder.
+        Folder for preprocessed frames, 8 x size x size bytes a study; by default `cache` in the run folder.
     resume : bool
         Go on with the run in `out`; epochs and patience may grow, and before the first epoch is done
         batch_size, accumulate and precision may change.
@@ -850,27 +862,28 @@ def train(studies: list[Study], out: str | Path, settings: Settings = Settings()
 
     Raises
     ------
-    FileExistsError, BlockingIOError, MemoryError, ConnectionError
+    FileExistsError, BlockingIOError, MemoryError, ConnectionError, OSError
         If `out` holds something and `resume` is False; if another training writes there; if a step does not
-        fit into memory; if another process of this training is lost.
+        fit into memory; if another process of this training is lost; if the disk has no room for the cache.
     ValueError
         If studies are too few, a patient is in both parts, `settings.start` is another network or lacks
         its record, `resume` meets other settings, or the devices are too few or do not divide a batch.
     """
     out, parts = Path(out), _parts(studies, validation, settings)
+    cache = Path(cache or out / 'cache')
     count, (number, processes) = devices_for(settings.batch_size, devices), process()
     verbose = verbose and not number
     settings = _for_device(settings, parts, count * processes, verbose)
     lock = nullcontext() if number else locked(out / 'run')             # no two trainings in one folder
     with together(), lock:
         agree({'patients': [[study.index for study in part] for part in parts], 'settings': settings})
+        _room_for_frames(sum(parts, []), settings.preprocessing, cache, verbose)
         keras.utils.set_random_seed(settings.seed)
         with spread(count): model = build_model(settings)
         record = {} if number else _open_run(out, settings, *parts, resume)
         agree({'batches (fits in settings.json)': None if number else record.get('fits')})
         if not from_first(record.get('finished', False)):
-            _train_as_it_fits(model, record, parts, settings, devices, out, cache or out / 'cache', verbose,
-                              board)
+            _train_as_it_fits(model, record, parts, settings, devices, out, cache, verbose, board)
             if not number: _write_settings(out, record | {'finished': True})
         agree({'ends of the run': True})                                # the first has written what all read
     return pd.read_csv(out / 'history.csv')
