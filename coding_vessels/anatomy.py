@@ -23,7 +23,7 @@ class View(NamedTuple):
     artery: str  # 'internal carotid' or 'vertebral'
     plane: str   # 'frontal' or 'lateral'
 
-
+# %% ../nbs/00_anatomy.ipynb #bfcc0aa5
 def parse_view(name: str) -> View:
     """Return side, artery and plane of a view name.
 

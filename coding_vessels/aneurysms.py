@@ -103,14 +103,14 @@ def _draw_site(location: str, vessels: dict[str, Vessel], rng: np.random.Generat
     host = vessels[name if name == 'BA' else f'{letter}_{name}']
     return host, rng.uniform(*span), direction
 
-
+# %% ../nbs/01a_aneurysms.ipynb #4d12ca99
 def _outer_side(host: Vessel, where: float) -> np.ndarray:
     "Return the direction, (3,), to the outer side of a vessel's bend."
     point = host.at(where)[0]
     bend = 2 * point - host.at(max(where - 0.1, 0))[0] - host.at(min(where + 0.1, 1))[0]
     return bend / max(np.linalg.norm(bend), 1e-6)
 
-
+# %% ../nbs/01a_aneurysms.ipynb #49500724
 def _draw_diameter(population: Population, rng: np.random.Generator) -> float:
     "Return the diameter of an aneurysm in mm."
     median, deviation = population.diameter

@@ -84,7 +84,7 @@ def _ray():
     for name in ('ray', 'ray.data'): logging.getLogger(name).setLevel(logging.CRITICAL)
     return ray
 
-
+# %% ../nbs/09a_archives.ipynb #1bbdfd6e
 def _start(ray, address: str) -> None:
     "Join a cluster, or start one of this machine alone; raise if there is none."
     host, _, port = address.rpartition(':')

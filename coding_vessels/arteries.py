@@ -27,14 +27,14 @@ def arc_length(points: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(np.diff(points, axis=0), axis=1)
     return np.concatenate([[0.0], np.cumsum(lengths)])
 
-
+# %% ../nbs/01_arteries.ipynb #1c63d59e
 def resample(points: np.ndarray, step: float = STEP) -> np.ndarray:
     "Return a polyline's points, (n, 3) in mm, set evenly, about `step` mm apart; both ends stay."
     distance = arc_length(points)
     even = np.linspace(0, distance[-1], max(3, round(distance[-1] / step) + 1))
     return np.stack([np.interp(even, distance, axis) for axis in points.T], axis=1)
 
-
+# %% ../nbs/01_arteries.ipynb #93bae137
 def smooth(knots: np.ndarray) -> np.ndarray:
     "Return a smooth curve through the knots, shape (k, 3) in mm, resampled evenly."
     knots = np.asarray(knots, float)
@@ -59,7 +59,7 @@ def _bowed(start, end, length: float, bulge) -> np.ndarray:
         else: high = height
     return resample(curve)
 
-
+# %% ../nbs/01_arteries.ipynb #4ccf6232
 def wiggle(points: np.ndarray, amplitude: float, wavelength: float, rng: np.random.Generator) -> np.ndarray:
     """Return the curve, (n, 3) in mm, with smooth random bends, resampled evenly; both ends stay in place.
 
@@ -172,7 +172,7 @@ def beside(points: np.ndarray, side: int) -> np.ndarray:
     "Return points, (n, 3), given for the left side, on the wanted side: +1 left, -1 right."
     return np.asarray(points, float) * (side, 1, 1)
 
-
+# %% ../nbs/01_arteries.ipynb #0b7cd356
 def _branch(name: str, points, diameters: tuple[float, float], filling: dict,
             parent: Vessel | None = None) -> Vessel:
     "Return a vessel that tapers evenly between two diameters in mm and starts on its parent's centreline."
@@ -184,7 +184,7 @@ def _branch(name: str, points, diameters: tuple[float, float], filling: dict,
     spacing = float(arc_length(points)[-1]) / (len(points) - 1)
     return Vessel(name, points, radii, filling, hidden, spacing)
 
-
+# %% ../nbs/01_arteries.ipynb #6c49c80c
 def _shoot(name: str, parent: Vessel, origin, offsets, side: int, diameters: tuple[float, float],
            rng: np.random.Generator, jitter: float = 0.06) -> Vessel:
     "Return a branch through knots given as offsets in mm from its origin; far knots stray more."
@@ -218,7 +218,7 @@ def _together(knots: np.ndarray, reach: float, swing: float = math.inf) -> np.nd
     near = (1 + math.sqrt(3) * apart / reach) * np.exp(-math.sqrt(3) * apart / reach)
     return np.linalg.cholesky(near * np.cos(2 * np.pi * apart / swing) + 1e-9 * np.eye(len(knots)))
 
-
+# %% ../nbs/01_arteries.ipynb #d8a21e2f
 _SIPHON_TOGETHER = _together(_KNOTS, 3.0)
 
 # %% ../nbs/01_arteries.ipynb #12585bd1
@@ -233,7 +233,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     "Return vectors, (n, 3), at length 1."
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-
+# %% ../nbs/01_arteries.ipynb #54e7b8cb
 def _walk(knots: np.ndarray, directions: np.ndarray) -> np.ndarray:
     "Return the course, (m, 3) in steps of 1 mm from 0, that has these directions, (n, 3), at its knots."
     tangents = _unit(CubicSpline(knots, directions)(np.arange(knots[-1])))
@@ -249,7 +249,7 @@ def _siphon_course(winding: float, sharper: float, rng: np.random.Generator) -> 
     reached = np.interp(_KNOTS, np.arange(0, 51, 10), np.concatenate([[0], np.cumsum(9.7 * stretch)]))
     return _walk(reached, directions), int(np.interp(35, _KNOTS, reached))
 
-
+# %% ../nbs/01_arteries.ipynb #b510494e
 def _draw_siphon(winding: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     """Return a left carotid's course upstream from its terminus, (n, 3) in steps of 1 mm.
 
@@ -379,7 +379,7 @@ def _insula_course(angle: float, outwards: float, first: int, winding: float,
     back, up = math.sin(angle), math.cos(angle)
     return np.stack([aside, along * back + across * up, along * up - across * back], axis=1)
 
-
+# %% ../nbs/01_arteries.ipynb #fd55ff4a
 def _draw_trunk(name: str, angle: float, fan: tuple[float, float], side: int, m1: Vessel, outwards: float,
                 winding: float, rng: np.random.Generator) -> list[Vessel]:
     "Return an M2 trunk at an angle, and its branches, spread over a fan; degrees, in the side view."
@@ -589,7 +589,7 @@ def _walls(sprouts: list[tuple], rng: np.random.Generator) -> tuple[np.ndarray, 
     centres[:, 0] *= [side for *_, side in sprouts]
     return centres, axes
 
-
+# %% ../nbs/01_arteries.ipynb #fe72acc9
 def _step(point: np.ndarray, heading: np.ndarray, turn: np.ndarray, centres: np.ndarray,
           axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Return points, (n, 3), 1 mm farther on their surfaces, and headings after a turn, (n, 1), in radians."
@@ -644,7 +644,7 @@ def _distal(name: str, parent: Vessel, i: int, course: np.ndarray, rng: np.rando
     radii = wide * (1 - 0.4 / (len(course) - 1) * np.arange(len(course)))
     return Vessel(name, course, radii, parent.filling, 0.8 * origin, 1.0)
 
-
+# %% ../nbs/01_arteries.ipynb #033d3765
 def _next_sprouts(vessel: Vessel, surface: str, length: float, side: int,
                   rng: np.random.Generator) -> list[tuple]:
     "Return where a distal artery's own branches sprout."
@@ -718,7 +718,7 @@ def _stays(name: str, spared: set[str]) -> bool:
     home = f'{name[0]}_{_HOMES.get(kind[:2], kind)}'
     return name in ('BA', 'ACOM') or kind in _TRUNKS or ('.' not in name and home in spared)
 
-
+# %% ../nbs/01_arteries.ipynb #508f17f4
 def _cut_short(vessels: dict[str, Vessel], population: Population, spared: set[str],
                rng: np.random.Generator) -> dict[str, Vessel]:
     "Return the vessels, some small ones of them only as stumps, without what hangs on the missing parts."
@@ -745,7 +745,7 @@ def _junctions(tops: dict, a1_lengths: dict, acom_length: float,
         reaches.append(top[1] - math.sqrt(max(left, 4.0)))
     return {side: np.array([side * acom_length / 2, max(reaches), up]) for side in tops}
 
-
+# %% ../nbs/01_arteries.ipynb #b575e9b5
 def _named(vessels) -> dict[str, Vessel]:
     "Return vessels by name."
     return {vessel.name: vessel for vessel in vessels}

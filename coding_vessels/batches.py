@@ -49,7 +49,7 @@ def _cached(study: Study, settings: Preprocessing, cache: str | Path) -> Path:
     name = hashlib.sha256(made.encode()).hexdigest()[:32]
     return Path(cache) / f'{name}.npy'
 
-
+# %% ../nbs/04_batches.ipynb #0eb4ebd6
 def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache: str | Path | None = None
               ) -> np.ndarray:
     """Return the eight preprocessed frames of a study, zeros for missing views, from the cache where they
@@ -85,7 +85,7 @@ def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache: s
     finally: beside.unlink(missing_ok=True)
     return frames
 
-
+# %% ../nbs/04_batches.ipynb #7d2a87de
 def cache_size(studies: list[Study], settings: Preprocessing, cache: str | Path) -> tuple[int, int]:
     "Return the bytes of studies' preprocessed frames, and of those among them that a cache lacks."
     lacking = sum(not _cached(study, settings, cache).exists() for study in studies)
@@ -104,7 +104,7 @@ def marks_of(truth: dict, settings: Preprocessing) -> np.ndarray:
             if seen['visible']: rows.append((*place, x, y, seen['radius'] * scale))
     return np.array(rows, np.float32).reshape(-1, 5)
 
-
+# %% ../nbs/04_batches.ipynb #b1aea559
 def load_marks(study: Study, settings: Preprocessing = Preprocessing()) -> np.ndarray | None:
     """Return where a study's aneurysms lie in its preprocessed frames.
 
@@ -236,7 +236,7 @@ def draw_presence(rng: np.random.Generator) -> np.ndarray:
     present = (planes, injections, carotids, single)[rng.integers(4)]
     return present if present.any() else views == rng.choice(views)
 
-
+# %% ../nbs/04_batches.ipynb #d08c48c6
 def hide_views(frames: np.ndarray, labels: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return frames, (8, size, size), and labels, (22,), of a study from which the views that are not
     `present`, (8,), are taken.
@@ -259,7 +259,7 @@ def in_order(pool: Executor, work: Callable, items: Iterable, ahead: int):
         while waiting: yield waiting.popleft().result()
     finally: pool.shutdown(cancel_futures=True)
 
-
+# %% ../nbs/04_batches.ipynb #df704197
 @dataclass(frozen=True)
 class _Stream:
     "Batches that are read as one goes through them; each pass is the same."
@@ -283,7 +283,7 @@ def _part_of(order: np.ndarray, batch_size: int, number: int, count: int) -> np.
     batches = (order[first:first + batch_size] for first in range(0, len(order), batch_size))
     return np.concatenate([np.array_split(batch, count)[number] for batch in batches])
 
-
+# %% ../nbs/04_batches.ipynb #9987804b
 def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(), batch_size: int = 8,
                   shuffle: bool = False, seed: int = 0, augmentation: Augmentation | None = None,
                   cache: str | Path | None = None, maps: bool = False, even: int = 1,
@@ -487,7 +487,7 @@ def draw_lesson(seed: Sequence[int], population, scanner, settings: Preprocessin
 def _draw_numbered(seed: int, options, number: int):
     return draw_lesson([seed, number], *options)
 
-
+# %% ../nbs/04_batches.ipynb #cfa050a7
 def draw_lessons(numbers: range, seed: int, *options, workers: int = 1):
     """Yield the lessons of `draw_lesson` with these numbers in order, in `workers` processes of their own.
 
@@ -514,7 +514,7 @@ def _apart(lists, rng: np.random.Generator, room: int = 100):
         while len(kept) > room * len(others): yield kept.pop(rng.integers(len(kept)))
     while kept: yield kept.pop(rng.integers(len(kept)))
 
-
+# %% ../nbs/04_batches.ipynb #9333b0ac
 def phantom_batches(lessons: Iterable, seed: int = 0, size: int = 1):
     """Yield batches of twins. Each lesson is used as often as it has uses, some time apart.
 

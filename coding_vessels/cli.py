@@ -31,7 +31,7 @@ def _lost(problems, studies):
     lost = problems[problems.line.ne('') & problems.line.ne(1) & ~problems.Index.isin(used)]
     return lost.assign(error=lost.file + ': ' + lost.problem + '; ' + lost.mend + '.')[['Index', 'error']]
 
-
+# %% ../nbs/11_cli.ipynb #4a0c9f12
 def simulate(args: argparse.Namespace) -> int:
     "Write a simulated cohort in the competition's layout."
     from coding_vessels.phantom import PRESETS, write_cohort
@@ -53,7 +53,7 @@ def _print_problems(problems, most: int = 50) -> None:
     for mend, count in (problems.mend.value_counts(sort=False) - most).items():
         if count > 0: print(f'... and {count:,} more: {mend}')
 
-
+# %% ../nbs/11_cli.ipynb #87a7f2a3
 def check(args: argparse.Namespace) -> int:
     "List everything that is wrong with a cohort."
     from coding_vessels.studies import read_cohort
@@ -161,7 +161,7 @@ def _fraction(option: str, words: str) -> tuple[int, int]:
         raise ValueError(f"{option} is '{words}'; give I/N, such as 1/4.")
     return int(number), int(count)
 
-
+# %% ../nbs/11_cli.ipynb #a09616c9
 def _join(args) -> None:
     "Meet the other processes of a training, if it is one of several."
     if not args.join and not args.process: return
@@ -170,7 +170,7 @@ def _join(args) -> None:
         raise ValueError('--join HOST:PORT and --process I/N, such as 1/2, belong together, without --folds.')
     join(args.join, *_fraction('--process', args.process))
 
-
+# %% ../nbs/11_cli.ipynb #7b20674a
 def train(args: argparse.Namespace) -> int:
     "Train a network on a cohort into a run folder, or fine-tune a trained one."
     from dataclasses import replace
@@ -270,7 +270,7 @@ def predict(args: argparse.Namespace) -> int:
     for line, stream in told: print(line, file=stream)
     return status
 
-
+# %% ../nbs/11_cli.ipynb #da49b167
 def _check_places(args, files: dict[str, Path], record: Path, overwrite: bool) -> None:
     wanted = [*files.values(), record, *(Path(path) for path in (args.report,) if path)]
     inputs = [args.csv, args.images, args.truth, args.patients, *(args.model or ())]
@@ -295,7 +295,7 @@ def _visit(draw, page, reading) -> dict | None:
     if draw: draw(reading)
     return {'page': page(reading)} if page else None
 
-
+# %% ../nbs/11_cli.ipynb #b67d14ab
 def _reader(args, engine, threshold, visit):
     "Return a function that yields the rows of studies, read here or on a cluster."
     from coding_vessels.archives import rows_on_cluster
@@ -307,7 +307,7 @@ def _reader(args, engine, threshold, visit):
     worker = partial(_engine, args.model, args.engine), engine.source, threshold, visit
     return lambda studies: rows_on_cluster(studies, worker, args.ray, args.workers)
 
-
+# %% ../nbs/11_cli.ipynb #a727b601
 def _shard(args, studies: list) -> tuple[list, bool]:
     "Return the share of the studies that --shard names, and whether it is the first."
     from coding_vessels.archives import shard
@@ -391,7 +391,7 @@ def _check_outputs(wanted: list[Path], folder, inputs: list, overwrite: bool) ->
     if taken and not overwrite:
         raise FileExistsError(f'{", ".join(taken)} exists; choose another name or add --overwrite.')
 
-
+# %% ../nbs/11_cli.ipynb #04bfc553
 def _written(record: Path) -> set[Path]:
     "Return the files that an earlier prediction wrote, by its record; none without one."
     import json
@@ -399,14 +399,14 @@ def _written(record: Path) -> set[Path]:
     except (OSError, ValueError, KeyError, TypeError): return set()
     return {(record.parent / name).resolve() for name in files}
 
-
+# %% ../nbs/11_cli.ipynb #9c5274d7
 def _output_of(record: Path) -> set[Path]:
     "Return the output that an earlier prediction was told to write: another one's name spares it."
     import json
     try: return {(record.parent / Path(json.loads(record.read_text(encoding='utf-8'))['out']).name).resolve()}
     except (OSError, ValueError, KeyError, TypeError): return set()
 
-
+# %% ../nbs/11_cli.ipynb #7445a788
 def _places(pictures: Path | None, folder, before: set[Path]) -> list[Path]:
     "Return the places in the folder that the new pictures go to, which must be free or an earlier run's."
     places = [Path(folder) / picture.name for picture in sorted(pictures.glob('*_*.png'))] if pictures else []
@@ -425,7 +425,7 @@ def _facts(args, engine) -> dict:
     return {'coding_vessels': __version__} | words | {'model': engine.file.name, 'weights': engine.source,
                                                       'engine': engine.name, 'precision': engine.precision}
 
-
+# %% ../nbs/11_cli.ipynb #433dfb3e
 def _finished(record: Path, facts: dict) -> bool:
     "Return whether a record is of a prediction with the same facts whose files are all there."
     import json
@@ -434,7 +434,7 @@ def _finished(record: Path, facts: dict) -> bool:
     return ({name: told.get(name) for name in facts} == facts
             and all(path.exists() for path in _written(record)))
 
-
+# %% ../nbs/11_cli.ipynb #26a4f399
 def _write_record(file: Path, record: Path, facts: dict, made: list[Path]) -> None:
     "Write what a prediction was made with, and which files it wrote."
     import json
@@ -508,7 +508,7 @@ def _simulated(truth) -> Path | None:
     "Return the folder of a groundtruth.csv if its patients are simulated."
     return Path(truth).parent if (Path(truth).parent / 'truth').is_dir() else None
 
-
+# %% ../nbs/11_cli.ipynb #a7fcd587
 def evaluate(args: argparse.Namespace) -> int:
     """Print every figure of a prediction with its interval, beside the trivial predictor's; write scores.json
     and curves.

@@ -22,7 +22,7 @@ def process() -> tuple[int, int]:
     import jax
     return jax.process_index(), jax.process_count()
 
-
+# %% ../nbs/06a_devices.ipynb #b7e90e1a
 def join(address: str, number: int, count: int, patience: int = 300) -> None:
     """Make this process one of several that train together, before anything is computed.
 
@@ -60,7 +60,7 @@ def _digest(value) -> np.ndarray:
     "Return the first half of a value's SHA-256, (4,), uint32."
     return np.frombuffer(hashlib.sha256(repr(value).encode()).digest()[:16], np.uint32)
 
-
+# %% ../nbs/06a_devices.ipynb #0a9d438f
 def agree(facts: dict) -> None:
     """Return nothing if all processes have the same facts.
 
@@ -78,7 +78,7 @@ def agree(facts: dict) -> None:
         raise ValueError(f'the processes of this training have different {", ".join(differs)}; '
                          'give all of them the same command, and the same files.')
 
-
+# %% ../nbs/06a_devices.ipynb #e6ae2ed3
 def from_first(values: dict[str, float] | bool | np.ndarray):
     "Return the first process's numbers, for all of them: an array, or a dict of numbers."
     if process()[1] == 1: return values
@@ -107,7 +107,7 @@ def _local() -> list:
     import jax
     return jax.local_devices()
 
-
+# %% ../nbs/06a_devices.ipynb #36dff568
 def devices_for(batch_size: int, count: int | None = None) -> int:
     """Return how many devices of each process share a batch out.
 
@@ -148,7 +148,7 @@ def on_one_device():
     "Return a scope within `spread` in which networks are made and computed on one device."
     return _distributed(None)
 
-
+# %% ../nbs/06a_devices.ipynb #73180252
 def spread(count: int):
     "Return a scope in which networks are made and learn on `count` devices of each process."
     if count * process()[1] == 1: return on_one_device()

@@ -44,14 +44,14 @@ def _luminance(colours: np.ndarray, bits: int) -> np.ndarray:
     "Return red, green and blue of some bits, (height, width, 3 or more), as grey levels."
     return np.asarray(Image.fromarray((colours[..., :3] >> max(0, bits - 8)).astype(np.uint8)).convert('L'))
 
-
+# %% ../nbs/02a_dicom.ipynb #84cb487d
 def _palette(dataset) -> int:
     "Return the bits of a palette's colours; raises where pydicom would look up wrong colours without a word."
     entries, _, bits = dataset.RedPaletteColorLookupTableDescriptor
     if bits == 8 and not 0 < entries <= 256: raise ValueError('a palette of more than 256 entries of 8 bits')
     return bits
 
-
+# %% ../nbs/02a_dicom.ipynb #03e21423
 def _viewer(dataset) -> Dataset | None:
     "Return the table or window of a DICOM object alone, a window set for 0 to 255; None if it has neither."
     viewer, table = Dataset(), dataset.get('VOILUTSequence')
@@ -118,7 +118,7 @@ def _thin_and_dark(frame: np.ndarray) -> np.ndarray:
     wider = np.ones((max(3, frame.shape[0] // 40 | 1),) * 2, np.uint8)
     return cv2.morphologyEx(cv2.GaussianBlur(frame, (0, 0), frame.shape[0] / 700), cv2.MORPH_BLACKHAT, wider)
 
-
+# %% ../nbs/02a_dicom.ipynb #2427691f
 def best_number(frames: np.ndarray) -> int:
     """Return the number of the frame, of (frames, height, width), uint8, in which the arteries are fullest.
 
@@ -131,7 +131,7 @@ def best_number(frames: np.ndarray) -> int:
     falls = np.append(filling[1:] <= filling[:-1], True)
     return int(np.argmax(falls & (filling >= 0.9 * filling.max())))
 
-
+# %% ../nbs/02a_dicom.ipynb #f66ad00f
 def best_frame(frames: np.ndarray, projection: str = 'filling') -> np.ndarray:
     """Return one frame of a run, (height, width), uint8; a copy, so that the run can be forgotten.
 
@@ -153,7 +153,7 @@ def _decoded(path) -> np.ndarray:
     logging.getLogger('pydicom').setLevel(logging.CRITICAL); warnings.simplefilter('ignore')
     return grey_frames(pydicom.dcmread(path))
 
-
+# %% ../nbs/02a_dicom.ipynb #e5b8ca79
 @cache
 def _decoder() -> ProcessPoolExecutor:
     """Return the one process that decodes;
@@ -161,7 +161,7 @@ def _decoder() -> ProcessPoolExecutor:
     """
     return ProcessPoolExecutor(max_workers=1, timeout=120)
 
-
+# %% ../nbs/02a_dicom.ipynb #1555d759
 def _apart(path) -> np.ndarray:
     "Return what `_decoded` returns; raises if its process dies or takes longer than a minute."
     try: return _decoder().submit(_decoded, str(path)).result(timeout=60)
@@ -170,7 +170,7 @@ def _apart(path) -> np.ndarray:
         _decoder.cache_clear()
         raise
 
-
+# %% ../nbs/02a_dicom.ipynb #a3bfcde8
 def _deflated(path) -> bool:
     try: return read_file_meta_info(path).TransferSyntaxUID == DeflatedExplicitVRLittleEndian
     except Exception:
@@ -229,7 +229,7 @@ def tag_of(dataset: Dataset, name: str) -> str:
         # pydicom decodes tags when they are asked for; damage shows only then
         return ''
 
-
+# %% ../nbs/02a_dicom.ipynb #8f59fe3a
 def angle_of(dataset: Dataset) -> float:
     """Return how far the detector is turned from the patient's chest towards the patient's left, in degrees;
     nan if the file does not say.
@@ -237,7 +237,7 @@ def angle_of(dataset: Dataset) -> float:
     try: return float(tag_of(dataset, 'PositionerPrimaryAngle'))
     except ValueError: return math.nan
 
-
+# %% ../nbs/02a_dicom.ipynb #31e2d8b3
 def _injection(dataset) -> str:
     "Return the one injection that the description of a DICOM object names, such as LI; empty otherwise."
     text = ' '.join(
@@ -248,13 +248,13 @@ def _injection(dataset) -> str:
              for table in (_SIDE, _ARTERY)]
     return named[0][0] + named[1][0] if all(len(keys) == 1 for keys in named) else ''
 
-
+# %% ../nbs/02a_dicom.ipynb #87337988
 def _plane(dataset) -> str:
     "Return A for a frontal DICOM object, B for a lateral one; empty for another angle, or none."
     angle = abs(angle_of(dataset))
     return 'A' if angle <= 40 else 'B' if 60 <= angle <= 120 else ''
 
-
+# %% ../nbs/02a_dicom.ipynb #438ddc10
 def unsure(dataset: Dataset) -> str:
     "Return why a DICOM object leaves its view open; empty if it does not."
     if tag_of(dataset, 'PositionerMotion') == 'DYNAMIC': return 'a rotational run'
@@ -263,7 +263,7 @@ def unsure(dataset: Dataset) -> str:
         return 'it says no angle' if math.isnan(angle) else f'an angle of {angle:.0f} degrees'
     return '' if _injection(dataset) else 'its description names no one injection'
 
-
+# %% ../nbs/02a_dicom.ipynb #09e2c556
 def view_of(dataset: Dataset) -> str | None:
     "Return the view that angles and description of a DICOM object agree on, or None if they leave it open."
     return None if unsure(dataset) else f'{_injection(dataset)}-{_plane(dataset)}'
@@ -292,7 +292,7 @@ def _printable(name: str) -> str:
     "Return a file's name with forward slashes; bytes that are no UTF-8 stand as backslash codes."
     return os.fsencode(name).decode('utf-8', 'backslashreplace').replace(os.sep, '/')
 
-
+# %% ../nbs/02a_dicom.ipynb #ac991cb0
 def _files_below(source: Path, problems: list) -> dict[str, Path]:
     "Return the files of a folder and below, by their names in it; note the folders that cannot be read."
     name_of = lambda path: _printable(os.path.relpath(path, source))
@@ -301,7 +301,7 @@ def _files_below(source: Path, problems: list) -> dict[str, Path]:
     return {name_of(path): path for folder, _, names in walk
             for path in (Path(folder, name) for name in names)}
 
-
+# %% ../nbs/02a_dicom.ipynb #d53494bf
 def _read_mapping(mapping, files) -> dict[str, tuple[str, str, str]]:
     """Return patient, study (perhaps empty) and view by file of a mapping; every row must name one of the
     files, and none twice. A row without a view says nothing; a view of `-` leaves the file out.
@@ -333,7 +333,7 @@ def _write_private(path: Path, table: pd.DataFrame) -> None:
               opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
         table.to_csv(file, index=False)
 
-
+# %% ../nbs/02a_dicom.ipynb #7f84d256
 def _proposed(path: Path) -> dict[str, str]:
     "Return a row of a proposed mapping: what a file says of itself, and the view if that follows from it."
     try: dataset = pydicom.dcmread(path, stop_before_pixels=True)
@@ -345,7 +345,7 @@ def _proposed(path: Path) -> dict[str, str]:
     said = {column: tag_of(dataset, name) for column, name in columns.items()}
     return {'view': view_of(dataset) or '', 'unsure': unsure(dataset)} | said
 
-
+# %% ../nbs/02a_dicom.ipynb #b2bbf52b
 def propose_mapping(source: str | Path, mapping: str | Path) -> pd.DataFrame:
     """Write a mapping for `import_dicom` that a person completes, and return it.
 
@@ -392,7 +392,7 @@ class _Kept(NamedTuple):
     date: str
     doubts: list[tuple[str, str]]
 
-
+# %% ../nbs/02a_dicom.ipynb #b81cf448
 def _doubts(dataset, view: str, mirrored: bool | None) -> list[tuple[str, str]]:
     "Return what should be looked at in the frame of a DICOM object."
     belongs = ("; the patient's left belongs at the right" if view.endswith('A')
@@ -404,7 +404,7 @@ def _doubts(dataset, view: str, mirrored: bool | None) -> list[tuple[str, str]]:
               (mirrored is None, 'the file does not say from which side the frame was filmed', belongs)]
     return [(problem, more) for doubted, problem, more in doubts if doubted]
 
-
+# %% ../nbs/02a_dicom.ipynb #9747b779
 def _take(path: Path, mapped: tuple[str, str, str], projection: str) -> tuple:
     "Return patient, study, view, frame, date and doubts of a DICOM file; what the mapping says goes first."
     dataset, frames = read_dicom(path)
@@ -468,7 +468,7 @@ def _write_key(key: Path, studies: dict[str, tuple[str, str]], found: dict) -> N
             for index, one in studies.items() for view in VIEWS if view in found[one]]
     _write_private(key, pd.DataFrame(rows, columns=['Index', 'patient', 'study', 'date', 'view', 'file']))
 
-
+# %% ../nbs/02a_dicom.ipynb #17657c1d
 def _write_imported(beside: Path, key: Path, studies: dict[str, tuple[str, str]], found: dict) -> None:
     "Name the pictures, and write the table and the key."
     for index, one in studies.items():

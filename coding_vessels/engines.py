@@ -46,7 +46,7 @@ class Engine:
     # and from our network 'maps' (8, cells, cells, 13) and 'looks' (52, 3)
     answer: Callable
 
-
+# %% ../nbs/08a_engines.ipynb #7d0020ef
 SHIPPED = Path(str(files('coding_vessels') / 'assets/vessel.keras'))    # knows simulated patients only
 ENGINES = {'keras': '.keras', 'openvino': '.xml', 'onnx': '.onnx'}      # and their files
 PRECISIONS = 'float32', 'bfloat16', 'int8'
@@ -69,7 +69,7 @@ def _parts(path: Path) -> list[Path]:
     "Return the files of an export; OpenVINO keeps the weights in one of their own."
     return [path, path.with_suffix('.bin')] if path.suffix == '.xml' else [path]
 
-
+# %% ../nbs/08a_engines.ipynb #8950bbf9
 def record_digests(path: str | Path, model: str, source: str) -> None:
     """Write beside an export the SHA-256 of its files, and of the model file it was made from (its name and
     digest), as `sha256sum` would.
@@ -165,14 +165,14 @@ def _openvino_package():
 def _as_openvino(call, frames):
     return _openvino_package().convert_model(call.get_concrete_function(frames))
 
-
+# %% ../nbs/08a_engines.ipynb #55491b6e
 def _write_openvino(network, facts: str, path: Path, half: bool) -> None:
     network.set_rt_info(facts, ['coding_vessels'])
     try: _openvino_package().save_model(network, path, compress_to_fp16=half)
     except RuntimeError as error:
         raise OSError(f'{path.name} cannot be written ({error}); see whether the disk is full.') from None
 
-
+# %% ../nbs/08a_engines.ipynb #99d46f0b
 def _as_onnx(call, frames):
     try: import tf2onnx
     except ImportError:
@@ -180,7 +180,7 @@ def _as_onnx(call, frames):
                          'in a clone of coding_vessels.') from None
     return tf2onnx.convert.from_function(call, input_signature=[frames], opset=17)[0]
 
-
+# %% ../nbs/08a_engines.ipynb #7c7b763c
 def _write_onnx(network, facts: str, path: Path) -> None:
     entry = network.metadata_props.add()
     entry.key, entry.value = 'coding_vessels', facts
@@ -194,7 +194,7 @@ def _examples(settings: Preprocessing, studies: list[Study] | None) -> list[np.n
     return [np.stack([preprocess_frame(frame, settings) for frame in draw_phantom([8, seed], 720).frames])
             for seed in range(64)]
 
-
+# %% ../nbs/08a_engines.ipynb #fe1baabc
 def _quantise(network, examples: list[np.ndarray]):
     "Return the network in whole numbers of 8 bits; the ranges of values come from the examples."
     _openvino_package()
@@ -241,7 +241,7 @@ class _Together:
             for i, future in enumerate(futures):
                 future.set_result({name: np.asarray(value[i]) for name, value in answers.items()})
 
-
+# %% ../nbs/08a_engines.ipynb #edcb7f05
 def _keras(path: Path) -> Engine:
     from coding_vessels.model import load_model, preprocessing_of, thresholds_of
     from coding_vessels.training import find_device
@@ -282,7 +282,7 @@ def _onnx(path: Path) -> Engine:
         for name, value in zip(names, session.run(names, {session.get_inputs()[0].name: frames[None]}))}
     return _exported('onnx', path, session.get_modelmeta().custom_metadata_map['coding_vessels'], answer)
 
-
+# %% ../nbs/08a_engines.ipynb #5e434d61
 def _exported(name: str, path: Path, facts: str, answer: Callable) -> Engine:
     facts = json.loads(facts)
     if facts.get('order', ORDER) != ORDER:
@@ -290,7 +290,7 @@ def _exported(name: str, path: Path, facts: str, answer: Callable) -> Engine:
     return Engine(name, path, facts.get('precision', 'float32'), str(facts['source']),
                   Preprocessing(**facts['preprocessing']), np.array(facts['thresholds'], float), answer)
 
-
+# %% ../nbs/08a_engines.ipynb #89e59c55
 def _checked(engine: Engine) -> Engine:
     "Return the engine if it answers as one of this package does; otherwise raise."
     labels = engine.answer(np.zeros((len(VIEWS), engine.preprocessing.size, engine.preprocessing.size),

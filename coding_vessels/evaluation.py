@@ -142,12 +142,12 @@ def aurocs(y: np.ndarray, p: np.ndarray) -> np.ndarray:
     above = (rankdata(p, axis=0) * y).sum(axis=0) - positives * (positives + 1) / 2
     return np.where(pairs > 0, above / np.maximum(pairs, 1), np.nan)
 
-
+# %% ../nbs/08_evaluation.ipynb #2b8a9218
 def auroc(truth: pd.DataFrame, output: pd.DataFrame) -> float:
     "Return the area under the ROC curve of `Aneurysm`; not-a-number if the truth has one class only."
     return float(aurocs(truth[['Aneurysm']].to_numpy(), align(truth, output)[['Aneurysm']].to_numpy())[0])
 
-
+# %% ../nbs/08_evaluation.ipynb #ff1f6abf
 def location_accuracy(truth: pd.DataFrame, output: pd.DataFrame) -> float:
     "Return 1 - sum(abs(truth - output)) / (patients * 21) over the locations."
     names = list(LOCATIONS)
@@ -165,7 +165,7 @@ def average_precision(y: np.ndarray, p: np.ndarray) -> float:
     found, called = y.cumsum()[last], np.flatnonzero(last) + 1
     return float((np.diff(found, prepend=0) * found / called).sum() / y.sum()) if y.any() else float('nan')
 
-
+# %% ../nbs/08_evaluation.ipynb #7f3a82e5
 def sensitivity_at_specificity(y: np.ndarray, p: np.ndarray, specificity: float = 0.9) -> float:
     """Return the share of positives above all but 1 - `specificity` of the negatives, of labels and
     probabilities, both (n,).
@@ -185,7 +185,7 @@ def calibration_table(y: np.ndarray, p: np.ndarray, groups: int = 10) -> pd.Data
     return table.agg({'patients': 'sum', 'probability': 'mean', 'positives': 'mean'}
                      ).rename_axis('group').reset_index()
 
-
+# %% ../nbs/08_evaluation.ipynb #f493a1d8
 def calibration_error(y: np.ndarray, p: np.ndarray, groups: int = 10) -> float:
     """Return the expected calibration error of labels and probabilities, both (n,), over groups of equal
     width.
@@ -193,7 +193,7 @@ def calibration_error(y: np.ndarray, p: np.ndarray, groups: int = 10) -> float:
     group = np.minimum((p * groups).astype(int), groups - 1)
     return float(np.abs(np.bincount(group, p - y)).sum() / len(p))
 
-
+# %% ../nbs/08_evaluation.ipynb #4e9b4671
 def calibrated_error(p: np.ndarray, repetitions: int = 1000, seed: int = 0) -> tuple[float, float]:
     """Return the mean and the 95th percentile of the calibration error if the probabilities, (n,), were true.
 
@@ -273,7 +273,7 @@ def wilson(score: float | np.ndarray, trials: float | np.ndarray) -> tuple[np.nd
         half = z * np.sqrt(score * (1 - score) / trials + (z / 2 / trials) ** 2)
         return tuple(np.clip((centre + side * half) / (1 + z ** 2 / trials), 0, 1) for side in (-1, 1))
 
-
+# %% ../nbs/08_evaluation.ipynb #e34cca2a
 def trials_of(score: float | np.ndarray, variance: float | np.ndarray, fewest: float) -> np.ndarray:
     """Return how many independent trials give a share this variance; `fewest` where that says nothing, as at
     0 and 1.
@@ -324,7 +324,7 @@ def delong(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     below = 1 - (ranks[m:] - rankdata(negatives, axis=0)) / m
     return above.mean(axis=0), np.atleast_2d(np.cov(above.T) / m + np.cov(below.T) / n)
 
-
+# %% ../nbs/08_evaluation.ipynb #0265b546
 def auroc_interval(y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
     """Return the ends of the 95 % interval of an AUROC.
 
@@ -544,7 +544,7 @@ def _triple(score: float, low: float, high: float) -> dict:
     low, high = (end if np.isfinite(score) else np.nan for end in (low, high))
     return {'score': _number(score), 'low': _number(low), 'high': _number(high)}
 
-
+# %% ../nbs/08_evaluation.ipynb #e1beb4ef
 def _sizes(cohort, output: pd.DataFrame) -> dict:
     "Return for each group of diameters how many aneurysms there are and the share found, with its interval."
     nowhere, result = pd.DataFrame(columns=['Index', 'location', 'view', 'x', 'y']), {}
@@ -554,7 +554,7 @@ def _sizes(cohort, output: pd.DataFrame) -> dict:
         result[f'{size.left} to {size.right} mm'] = count | ends
     return result
 
-
+# %% ../nbs/08_evaluation.ipynb #c804e989
 def _locations(arrays: list[np.ndarray], precisions: np.ndarray) -> dict:
     "Return positives and four figures with intervals of each location."
     y, flags, result = arrays[0][:, 1:], arrays[1][:, 1:] >= 0.5, {}
@@ -581,7 +581,7 @@ def _sides(y: np.ndarray, flags: np.ndarray) -> dict:
                         'specificity': _triple(*share(~flagged[~truth], patient[~truth]))}
     return result
 
-
+# %% ../nbs/08_evaluation.ipynb #e4c70c32
 def _groups(truth: pd.DataFrame, arrays: list[np.ndarray], groups: pd.DataFrame) -> dict:
     "Return the figures of `Aneurysm` for each group of each column."
     result = {}
@@ -603,7 +603,7 @@ def figure_table(record: dict) -> pd.DataFrame:
     """
     return pd.DataFrame(record['figures']).T.astype(float)
 
-
+# %% ../nbs/08_evaluation.ipynb #a9338dde
 def location_table(record: dict) -> pd.DataFrame:
     "Return the locations' figures of `evaluate` as a table: positives and four scores."
     rows = {name: {figure: value['score'] if isinstance(value, dict) else value
@@ -632,7 +632,7 @@ def delong_test(y: np.ndarray, one: np.ndarray, other: np.ndarray) -> tuple[floa
                             random_state=np.random.default_rng(0))
     return float('nan'), float(test.pvalue)
 
-
+# %% ../nbs/08_evaluation.ipynb #ee052e17
 def mcnemar(one_right: np.ndarray, other_right: np.ndarray) -> tuple[int, int, float]:
     """Return how many patients only the first system got right, how many only the second, and the exact
     two-sided p-value, from two arrays of bool, (n,).
@@ -749,7 +749,7 @@ def with_reader(truth: pd.DataFrame, output: pd.DataFrame, read: pd.DataFrame) -
     return {'kept': int((alone & both).sum()), 'rejected': int((alone & ~both).sum()),
             'added': int((both & ~alone).sum()), 'kappa': _number(_kappa(alone, both)), 'figures': rows}
 
-
+# %% ../nbs/08_evaluation.ipynb #fef2c824
 def _kappa(one: np.ndarray, other: np.ndarray) -> float:
     "Return Cohen's kappa of two boolean arrays; not-a-number where both say the same of everything."
     return cohen_kappa_score(one.ravel(), other.ravel()) if len(np.unique([one, other])) > 1 else float('nan')

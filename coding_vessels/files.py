@@ -22,7 +22,7 @@ __all__ = ['Group', 'locked', 'whole', 'settle']
 def _hidden(place: Path, end: str) -> Path:
     return place.with_name(f'.{place.name}.{end}')
 
-
+# %% ../nbs/00a_files.ipynb #c5bc8924
 def _move(made: Path, place: Path) -> None:
     "Put a file or folder in its place; an empty folder there gives way."
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def _move(made: Path, place: Path) -> None:
             shutil.copy(made, near)
             os.replace(near, place)
 
-
+# %% ../nbs/00a_files.ipynb #b8bf9ff6
 def _finish(folder: Path) -> None:
     "Do what is left of a commit: move the files of its list to their places, remove those that are to go."
     told = json.loads((folder / 'commit').read_text())

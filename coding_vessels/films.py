@@ -115,8 +115,7 @@ def compiled(function: Callable):
     try: return njit(nogil=True, cache=True)(function)
     except RuntimeError: return njit(nogil=True)(function)
 
-
-
+# %% ../nbs/01b_films.ipynb #5bb717d4
 @compiled
 def _add_segments(image, segments):
     "Add mm of path through tapered pieces: x0, y0, radius0, x1, y1, radius1 in pixels, length in mm."
@@ -216,7 +215,7 @@ def _shadow(camera: Camera, segments: np.ndarray) -> np.ndarray:
     _add_segments(image, np.column_stack([start[:, :2], before, end[:, :2], after, segments[:, 8]]))
     return image
 
-
+# %% ../nbs/01b_films.ipynb #d9d5dc0b
 def _draw_dome(camera: Camera, image: np.ndarray, aneurysm: Aneurysm, contrast: float) -> np.ndarray:
     "Return the path length in mm through one aneurysm; `image` is the vessels'."
     dome = np.zeros_like(image)
@@ -229,7 +228,7 @@ def _draw_dome(camera: Camera, image: np.ndarray, aneurysm: Aneurysm, contrast: 
     if aneurysm.kind == 'fusiform': dome = np.maximum(dome - image, 0)   # it widens the vessel
     return dome
 
-
+# %% ../nbs/01b_films.ipynb #08ca41b0
 def _draw_domes(camera: Camera, image: np.ndarray, aneurysms: list[Aneurysm],
                 injection: str) -> list[np.ndarray | None]:
     "Return the path length in mm through each aneurysm, None where the injection does not fill it."
@@ -270,7 +269,7 @@ def _waves(rows: int, columns: int, size: tuple[int, int], rng: np.random.Genera
     "Return smooth noise of so many cells, float32 (height, width)."
     return cv2.resize(rng.standard_normal((rows, columns), np.float32), size, interpolation=cv2.INTER_CUBIC)
 
-
+# %% ../nbs/01b_films.ipynb #6c28b742
 def _draw_folds(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     "Return the folds of soft tissue, float32 (height, width), as mm of bone; size is (width, height)."
     folds = np.zeros(size[::-1], np.float32)
@@ -311,7 +310,7 @@ def _softened(path: np.ndarray, camera: Camera, rng: np.random.Generator, scanne
     path = cv2.GaussianBlur(path, (0, 0), rng.uniform(*scanner.blur) * pixels)
     return cv2.scaleAdd(cv2.resize(veil, (width, height)), rng.uniform(*scanner.blush), path)
 
-
+# %% ../nbs/01b_films.ipynb #dd23cae3
 def _edges(bones: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Return how the bones' shadow changes from one pixel to the next, downwards and to the right."
     return cv2.Sobel(bones, cv2.CV_32F, 0, 1, scale=0.125), cv2.Sobel(bones, cv2.CV_32F, 1, 0, scale=0.125)
@@ -322,7 +321,7 @@ def _shade(size: tuple[int, int], rng: np.random.Generator, scanner: Scanner) ->
     coarse = rng.normal(0, rng.uniform(*scanner.shading), (9, 9)).astype(np.float32)
     return cv2.resize(cv2.GaussianBlur(coarse, (0, 0), 1.2), size, interpolation=cv2.INTER_CUBIC)
 
-
+# %% ../nbs/01b_films.ipynb #908205db
 def _grain(height: int, width: int, rng: np.random.Generator, scanner: Scanner) -> tuple[np.ndarray, float]:
     "Return noise, float32 (height, width), and its deviation without the rows' part."
     dice = rng.integers(0, 256, (2, height, width), np.uint8)              # two, blurred: as good as normal
@@ -375,7 +374,7 @@ def _add_letters(frame: np.ndarray, view: str, rng: np.random.Generator) -> None
     cv2.putText(frame, text, (x + 1, y + 1), cv2.FONT_HERSHEY_SIMPLEX, size, 40, 2, cv2.LINE_AA)
     cv2.putText(frame, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, 250, 1, cv2.LINE_AA)
 
-
+# %% ../nbs/01b_films.ipynb #9342bcb9
 def finish(frame: np.ndarray, view: str, rounded: bool, rng: np.random.Generator,
            scanner: Scanner = Scanner()) -> tuple[np.ndarray, np.ndarray]:
     """Return the frame with letters, border and round field, and the part that is left to see.
@@ -440,7 +439,7 @@ def _ramp(after: np.ndarray, spent) -> np.ndarray:
     share = np.clip(after / spent, 0, 1)
     return share * share * (3 - 2 * share)
 
-
+# %% ../nbs/01b_films.ipynb #1163e8b1
 def filling_at(seconds: Sequence[float] | np.ndarray, arrival: Sequence[float] | np.ndarray, held: float,
                sluggish: float | np.ndarray = 1.0) -> np.ndarray:
     """Return how full of contrast medium places are, 0 to 1, shape (times, places).
@@ -494,7 +493,7 @@ def _draw_sinuses(pale: float, rng: np.random.Generator) -> list[tuple[Vessel, f
             veins.append((Vessel(f'{name}_{side}', course, np.linspace(*radii, len(course)), filling), delay))
     return veins
 
-
+# %% ../nbs/01b_films.ipynb #7030979d
 def draw_veins(rng: np.random.Generator) -> list[tuple[Vessel, float]]:
     """Return the large veins of one head, and when each fills.
 
@@ -524,7 +523,7 @@ class _Layers:
     sluggish: np.ndarray     # (n,) how many times more slowly each fills and empties than a vessel does
     arterial: np.ndarray     # (n,) whether it belongs to the arteries and their aneurysms
 
-
+# %% ../nbs/01b_films.ipynb #7ca08ff7
 def _binned(camera: Camera, segments: np.ndarray, arrival: np.ndarray, bins: int) -> tuple[list, list]:
     "Return pictures of the pieces that fill at about the same time, and the mean arrival of each."
     step = np.digitize(arrival, np.linspace(arrival.min(), arrival.max(), bins + 1)[1:-1])
@@ -532,7 +531,7 @@ def _binned(camera: Camera, segments: np.ndarray, arrival: np.ndarray, bins: int
     images = [_shadow(camera, segments[group]) for group in groups]
     return images, [arrival[group].mean() for group in groups]
 
-
+# %% ../nbs/01b_films.ipynb #7a5f2563
 def _venous(veins: list[tuple[Vessel, float]], injection: str, rng: np.random.Generator,
             scanner: Scanner) -> tuple[np.ndarray, np.ndarray]:
     "Return the pieces of the veins that an injection fills, and when it reaches them, in s."
@@ -541,7 +540,7 @@ def _venous(veins: list[tuple[Vessel, float]], injection: str, rng: np.random.Ge
     delays = [delay + np.arange(len(part)) * STEP / 160 for part, (_, delay) in zip(pieces, filled)]
     return np.concatenate(pieces), np.concatenate(delays)
 
-
+# %% ../nbs/01b_films.ipynb #2889ef25
 def _tissue(total: np.ndarray, camera: Camera) -> np.ndarray:
     "Return the veil of the capillaries, float32 (height, width): the arteries' own picture, blurred."
     height, width = total.shape
@@ -585,7 +584,7 @@ def _steady(scanner: Scanner, rng: np.random.Generator) -> Scanner:
     drawn = {name: rng.uniform(*getattr(scanner, name)) for name in ranges}
     return replace(scanner, **{name: (value, value) for name, value in drawn.items()})
 
-
+# %% ../nbs/01b_films.ipynb #063b8101
 @compiled
 def _mix(images, shares, mixed):
     "Add images, (k, height, width), to mixed, (n, height, width), with shares, (n, k), row by row."

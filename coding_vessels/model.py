@@ -186,7 +186,7 @@ def _convolution(x, filters: int, kernel: int, stride: int = 1):
     return layers.ReLU()(layers.BatchNormalization()(
         layers.Conv2D(filters, kernel, stride, padding='same', use_bias=False)(x)))
 
-
+# %% ../nbs/06_model.ipynb #2b7d9f8b
 def _residual(x, filters: int, stride: int = 1):
     "Two 3 x 3 convolutions with a shortcut around them."
     shortcut = (x if stride == 1 and x.shape[-1] == filters else
@@ -195,7 +195,7 @@ def _residual(x, filters: int, stride: int = 1):
     x = layers.Conv2D(filters, 3, padding='same', use_bias=False)(_convolution(x, filters, 3, stride))
     return layers.ReLU()(layers.Add()([layers.BatchNormalization()(x), shortcut]))
 
-
+# %% ../nbs/06_model.ipynb #96a1ef87
 def _overview(size: int, backbone: str, weights: str | None) -> keras.Model:
     "Return a network from one picture to features at a sixteenth of its size, 64 channels."
     if backbone == 'resnet50':
@@ -212,7 +212,6 @@ def _overview(size: int, backbone: str, weights: str | None) -> keras.Model:
         above = layers.Resizing(*skip.shape[1:3], interpolation='bilinear')(layers.Conv2D(64, 1)(coarse))
         coarse = layers.ReLU()(layers.BatchNormalization()(layers.Add()([above, layers.Conv2D(64, 1)(skip)])))
     return keras.Model(picture, _convolution(coarse, 64, 3), name='overview')
-
 
 # %% ../nbs/06_model.ipynb #b946facd
 _RARE = keras.initializers.Constant(-3.4)      # a probability of 3 %
@@ -281,7 +280,7 @@ def _closer(squares, masks: bool):
     features = layers.Dense(64, activation='relu')(layers.Concatenate()(pooled))
     return Folded(keras.Model(patch, [features, layers.Reshape(mask.shape[1:3])(mask)]), name='nearer')(near)
 
-
+# %% ../nbs/06_model.ipynb #d387a51c
 def _scores(readings, sequence: bool):
     "Return a score for each location, (batch, 21), from its four readings: as a sequence, or their mean."
     gather = ([layers.LSTM(48, unroll=True)] if sequence else

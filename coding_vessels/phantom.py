@@ -81,7 +81,7 @@ def _view_truth(aneurysm: Aneurysm, camera: Camera, path: np.ndarray, dome: np.n
     return {'x': round(float(x), 2), 'y': round(float(y), 2), 'radius': round(radius, 2),
             'visible': bool(framed and dome is not None), 'clear': round(share, 3)}
 
-
+# %% ../nbs/01c_phantom.ipynb #c0cabe85
 def _described(aneurysm: Aneurysm) -> dict:
     "Return an aneurysm as plain numbers."
     return {'location': aneurysm.location, 'host': aneurysm.host, 'kind': aneurysm.kind,
@@ -105,13 +105,13 @@ class _Patient:
     rounded: bool                  # whether they are round
     machine: np.random.Generator   # the machine's
 
-
+# %% ../nbs/01c_phantom.ipynb #07bfe783
 def _frame_size(size: int | tuple[int, int] | None, machine, scanner: Scanner) -> tuple[int, int]:
     "Return width and height of a patient's frames, as given or as one of the scanner's."
     if size is None: return tuple(machine.choice(scanner.sizes).tolist())
     return (size, size) if isinstance(size, int) else size
 
-
+# %% ../nbs/01c_phantom.ipynb #c32a33c2
 def _draw_patient(seed, size, population: Population, scanner: Scanner) -> _Patient:
     "Return one patient in front of a machine."
     anatomy, machine = np.random.default_rng(seed).spawn(2)
@@ -138,7 +138,7 @@ def _take(view: str, camera: Camera, path: np.ndarray, domes: list, rounded: boo
     frame, seen = finish(expose(total, camera, rng, scanner, metal), view, rounded, rng, scanner)
     return frame, mask * seen, seen
 
-
+# %% ../nbs/01c_phantom.ipynb #72f816dc
 def _take_twins(view: str, patient: _Patient, kept: list[list[int]], scanner: Scanner) -> list[tuple]:
     "Return frame, mask and truths of one view for each twin; `kept` are the numbers of its aneurysms."
     machine = patient.machine
@@ -235,7 +235,7 @@ def _film_truth(layers, aneurysms: list[Aneurysm], camera: Camera, injection: st
     return [_described(aneurysm) | _view_truth(aneurysm, camera, vessels, domes.get(id(aneurysm)), seen)
             for aneurysm in aneurysms]
 
-
+# %% ../nbs/01c_phantom.ipynb #acd9abd3
 def _finish_film(frames: list[np.ndarray], view: str, rounded: bool, rng, scanner: Scanner) -> tuple:
     "Return frames as `finish` does, with the same letters and border on each, and the part left to see."
     state = rng.bit_generator.state
@@ -299,7 +299,7 @@ def _write_phantom(folder: Path, index: str, seed, phantom: Phantom, masks: bool
     (folder / 'truth' / f'{index}.json').write_text(json.dumps(truth, indent=1), encoding='utf-8')
     return [index, *phantom.labels.tolist()]
 
-
+# %% ../nbs/01c_phantom.ipynb #8cff24a8
 def _write_patient(folders: list[Path], index: str, seed, size, population: Population, scanner: Scanner,
                    masks: bool) -> list[list]:
     "Draw one patient, and for a second folder its twin without aneurysms; return the rows of the CSVs."
@@ -327,7 +327,7 @@ def _add_identity(run: FileDataset, film: Film, patient: str, seed) -> None:
     run.SeriesDescription = f'{side} {artery}'
     run.PatientOrientation = ['L', 'F'] if plane == 'frontal' else ['P', 'F']
 
-
+# %% ../nbs/01c_phantom.ipynb #96080159
 def _add_geometry(run: FileDataset, camera: Camera) -> None:
     "Say where the machine stood: angles in degrees, lengths in mm."
     aside, front, up = camera.axes[2] * (1, -1, 1)                           # from the source to the detector
@@ -397,7 +397,7 @@ def _check_cohort(folders: list[Path], patients: int, seed: int, size, masks: bo
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise FileExistsError(f'{folder} exists and is not an empty folder; choose another or remove it.')
 
-
+# %% ../nbs/01c_phantom.ipynb #e3b4d950
 def _fill_cohort(folders: list[Path], jobs, patients: int, workers: int, film: int) -> None:
     "Write all patients into the folders, and the tables."
     parallel = joblib.Parallel(n_jobs=min(workers, patients), return_as='generator', idle_worker_timeout=2)

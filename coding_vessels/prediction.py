@@ -46,7 +46,7 @@ def attention_map(maps: np.ndarray, location: str, view: str) -> np.ndarray:
     scores = maps[number, :, :, structure_of(location, view)]
     return 1 / (1 + np.exp(-(scores[:, ::-1] if MIRRORED[number] else scores).astype(float)))
 
-
+# %% ../nbs/09_prediction.ipynb #df56acd1
 def peak_of(attention: np.ndarray) -> tuple[float, float]:
     """Return x and y of a map's peak in pixels of the preprocessed frame: the highest cell, weighted with its
     neighbours.
@@ -102,7 +102,7 @@ def assess(labels: np.ndarray, present: np.ndarray) -> np.ndarray:
     seen = (SHOWN & present).any(axis=1)
     return np.concatenate([[1 - np.prod(1 - labels[1:][seen])], np.where(seen, labels[1:], np.nan)])
 
-
+# %% ../nbs/09_prediction.ipynb #72c81489
 def read_frames(engine: Engine, frames: list[np.ndarray]) -> dict:
     """Return an engine's answer to a study, the mean of its readings.
 
@@ -241,14 +241,14 @@ def rows_of(engine: Engine, studies: list[Study], threshold: float | np.ndarray 
         if isinstance(reading, Exception): yield {'Index': study.index, 'error': str(reading)}
         else: yield _row(reading) | (visit and visit(reading) or {})
 
-
+# %% ../nbs/09_prediction.ipynb #a38ad6a0
 def _row(reading: Reading) -> dict:
     files = dict(zip(VIEWS, reading.study.frames))
     warnings = [(view, str(files.get(view) or ''), text) for view, text in reading.warnings]
     return {'Index': reading.study.index, 'probabilities': reading.probabilities.tolist(),
             'positions': reading.positions(), 'warnings': warnings}
 
-
+# %% ../nbs/09_prediction.ipynb #88cc2be6
 def append_rows(rows: list | Rows, studies: list[Study], make: Callable) -> None:
     """Append the rows of studies to others, with a bar; studies whose rows are there already are passed over.
 
@@ -425,7 +425,7 @@ class Part(Sequence):
 
     def __getitem__(self, number): return self.rows[self.numbers[number]][self.name]
 
-
+# %% ../nbs/09_prediction.ipynb #3b9ef2ee
 def fingerprint(studies: list[Study]) -> str:
     "Return a digest of the studies' indices and of the names, sizes and times of their files."
     digest = hashlib.sha256()

@@ -31,7 +31,7 @@ def _median(frame: np.ndarray) -> int:
     middle = (frame.size - 1) // 2, frame.size // 2
     return sum(int(np.searchsorted(below, rank, 'right')) for rank in middle) // 2
 
-
+# %% ../nbs/03_preprocessing.ipynb #806f83a6
 def _fit(frame: np.ndarray, size: int) -> np.ndarray:
     "Return the whole frame within a square of `size` pixels, the rest filled with the frame's median."
     longest = max(frame.shape)
@@ -42,7 +42,7 @@ def _fit(frame: np.ndarray, size: int) -> np.ndarray:
     square[top:top + height, left:left + width] = _resize(frame, width, height)
     return square
 
-
+# %% ../nbs/03_preprocessing.ipynb #f9a9f977
 def _centre_crop(frame: np.ndarray, size: int, field: float = 1.0) -> np.ndarray:
     "Return a centred square, `field` times the frame's shorter side, resized; with 1.0 the report's way."
     height, width = frame.shape
@@ -195,7 +195,7 @@ def frame_warnings(frame: np.ndarray) -> list[str]:
         found.append('saturated: a fifth of the middle is black or white')
     return found
 
-
+# %% ../nbs/03_preprocessing.ipynb #3b6ae89e
 def usable(frame: np.ndarray) -> bool:
     "Return whether a grey frame, (height, width), uint8, can be read: no warning forbids it."
     return not any(warning.startswith(_UNUSABLE) for warning in frame_warnings(frame))
@@ -219,7 +219,7 @@ def _picture_features(frame: np.ndarray) -> np.ndarray:
     change = np.where(lit, small - np.median(small[lit]) if lit.any() else 0, 0)
     return np.clip(change / (1.5 * np.abs(change).mean() + 1), -3, 3).ravel()
 
-
+# %% ../nbs/03_preprocessing.ipynb #10fdb643
 @cache
 def _classifier() -> tuple[np.ndarray, np.ndarray]:
     with _CLASSIFIER.open('rb') as stream, np.load(stream, allow_pickle=False) as weights:

@@ -63,7 +63,7 @@ def _mark_crossings(crossed, first, second, third):
                 k = math.ceil((az + u * (bz - az) + v * (cz - az) + 0.5) * FINE - 0.5)
                 if 0 <= k < crossed.shape[2]: crossed[i, j, k] ^= 1
 
-
+# %% ../nbs/01d_projection.ipynb #b9bdfb1b
 @compiled
 def _fill_between(crossed, coverage):
     "Put into each cube the share of it that lies between an odd crossing and the next."
@@ -86,7 +86,7 @@ class Volume:
     spacing: float                   # mm
     labels: np.ndarray | None = None # (nx, ny, nz), int: the numbers of a label volume
 
-
+# %% ../nbs/01d_projection.ipynb #f1ff6215
 def voxelise(vertices: np.ndarray, faces: np.ndarray, spacing: float = SPACING) -> Volume:
     """Return the inside of a surface, vertices (n, 3) in mm and triangles (m, 3), in cubes;
     holes and doubled faces do little harm.
@@ -122,7 +122,7 @@ def _package(name: str):
                          "install it with pip install '.[projection]' in a clone of coding_vessels."
                          ) from None
 
-
+# %% ../nbs/01d_projection.ipynb #a75109c7
 def turn_axes(points: np.ndarray, axes: str) -> np.ndarray:
     """Return points, (n, 3), whose axes point to the letters of `axes` (L R, P A, S I),
     with x to the left, y to the back, z up.
@@ -135,7 +135,7 @@ def turn_axes(points: np.ndarray, axes: str) -> np.ndarray:
     for column, letter in enumerate(axes): turned[:, ways[letter][0]] = ways[letter][1] * points[:, column]
     return turned
 
-
+# %% ../nbs/01d_projection.ipynb #fda47d50
 def _check_extent(path, points: np.ndarray) -> None:
     extent = np.ptp(points, axis=0).max() if len(points) else 0
     if not 40 <= extent <= 500:
@@ -152,7 +152,7 @@ def _quietly():
         with warnings.catch_warnings(action='ignore'): yield
     finally: logging.disable(level)
 
-
+# %% ../nbs/01d_projection.ipynb #8e1bb09c
 def read_surface(path: str | Path, axes: str = 'LPS', spacing: float = SPACING) -> Volume:
     "Return the inside of a surface file in mm, in cubes."
     pyvista = _package('pyvista')
@@ -198,7 +198,7 @@ def _in_cubes(numbers: np.ndarray, affine: np.ndarray, origin: np.ndarray, spaci
         best[box] = np.maximum(best[box], share)
     return within, labels
 
-
+# %% ../nbs/01d_projection.ipynb #18bab71f
 def read_labels(path: str | Path, spacing: float = SPACING) -> Volume:
     "Return a NIfTI volume of labels in cubes; every number other than 0 is a vessel."
     nibabel = _package('nibabel')
@@ -232,7 +232,7 @@ class Tree:
     radii: np.ndarray     # (n,) mm
     parent: np.ndarray    # (n,), int: the row of the parent, -1 for a root
 
-
+# %% ../nbs/01d_projection.ipynb #58a2a069
 def read_tree(path: str | Path, axes: str = 'LPS') -> Tree:
     "Return the tree of an SWC file, which may be packed with gzip; rows without a radius are passed over."
     try: rows = np.loadtxt(path, comments='#', ndmin=2)
@@ -287,13 +287,13 @@ class Network:
     radii: np.ndarray     # (n,) mm
     ways: csr_matrix      # (n, n): mm between neighbours
 
-
+# %% ../nbs/01d_projection.ipynb #529edd8d
 def _ways(count: int, pairs: np.ndarray, lengths: np.ndarray) -> csr_matrix:
     there, back = pairs.T
     return csr_matrix((np.tile(np.maximum(lengths, 1e-3), 2),
                        (np.append(there, back), np.append(back, there))), (count, count))
 
-
+# %% ../nbs/01d_projection.ipynb #73447750
 def join_pieces(points: np.ndarray, pairs: np.ndarray, detour: float = 2.0) -> csr_matrix:
     """Return the ways between joined points;
     a piece that hangs apart is tied to the nearest other piece, over `detour` times the gap.
@@ -381,13 +381,13 @@ def _way(before: np.ndarray, start: int, end: int) -> list[int]:
     while way[-1] != start: way.append(int(before[way[-1]]))
     return way[::-1]
 
-
+# %% ../nbs/01d_projection.ipynb #e1d2d2fa
 def _fork(before: np.ndarray, start: int, *ends: int) -> int:
     "Return the last point that the shortest ways from the start to both ends share."
     ways = [_way(before, start, end) for end in ends]
     return [one for one, other in zip(*ways) if one == other][-1]
 
-
+# %% ../nbs/01d_projection.ipynb #621cf6e2
 def _low_ends(network: Network) -> tuple[np.ndarray, np.ndarray]:
     "Return the points at which vessels wider than 1.4 mm end below the middle, and their radii."
     heights, ways = network.points[:, 2], network.ways.tocoo()
@@ -402,7 +402,7 @@ def _low_ends(network: Network) -> tuple[np.ndarray, np.ndarray]:
     ends = np.flatnonzero(end & (radii > 0.7) & (heights < np.median(heights) - 4))
     return ends, radii[ends]
 
-
+# %% ../nbs/01d_projection.ipynb #998e5a55
 def _parting(network: Network, ends: np.ndarray) -> np.ndarray:
     """Return how far from the midline the shortest ways from each end
     to the leftmost and the rightmost vessel part, in mm.
@@ -458,7 +458,7 @@ def _tip(before: np.ndarray, inlet: int, marks: dict[str, int], behind: np.ndarr
     own = [point for point in _way(before, inlet, tip) if behind[point]]
     return tip if behind[tip] or not own else max(own, key=lambda point: z[point])
 
-
+# %% ../nbs/01d_projection.ipynb #a7060ff2
 def find_landmarks(network: Network, inlets: dict[str, int], distance: dict, before: dict) -> dict[str, int]:
     "Return the point of the network that is each injection's carotid terminus or the basilar tip."
     x, y, z = network.points.T
@@ -542,7 +542,7 @@ def _add_blobs(image, source, axes, focal, points, amounts, spread):
             for j in range(max(0, math.ceil(u - 3 * blur)), min(width, math.floor(u + 3 * blur) + 1)):
                 image[i, j] += row * math.exp(-(j - u) ** 2 / (2 * blur * blur))
 
-
+# %% ../nbs/01d_projection.ipynb #73ebbf8b
 @dataclass
 class Blobs:
     "Vessels as small blobs."
@@ -578,7 +578,7 @@ class Tubes:
                                               end[:, :2], rows[:, 7] * end[:, 2], rows[:, 8] * amount]))
         return image
 
-
+# %% ../nbs/01d_projection.ipynb #6fc57cf5
 def tubes_of(tree: Tree) -> Tubes:
     """Return the tubes of a tree: the widest child goes on with its parent's radius,
     another begins at its parent's wall.
@@ -604,7 +604,7 @@ class Sac:
     point: tuple | None = None            # mm, x to the left, y to the back, z up
     diameter: float | None = None         # mm
 
-
+# %% ../nbs/01d_projection.ipynb #5e90855a
 @dataclass
 class Head:
     "Vessels that can be filmed, in the phantom's coordinates."
@@ -615,7 +615,7 @@ class Head:
     radii: np.ndarray                     # (n,) mm
     sacs: list[tuple[Aneurysm, Blobs]] = field(default_factory=list)
 
-
+# %% ../nbs/01d_projection.ipynb #874e66db
 def _enter(network: Network, inlets: dict | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Return filling and distance, as `fill` does, and the origin."
     filling, distance, marks = fill(network, find_inlets(network, inlets))
@@ -646,14 +646,14 @@ def _within(volume: Volume, points: np.ndarray, cells: np.ndarray, sac: Sac) -> 
                          'give its middle in the file\'s coordinates, in mm.')
     return inside
 
-
+# %% ../nbs/01d_projection.ipynb #a948ab3e
 def _diameter(points: np.ndarray) -> float:
     "Return the largest distance between two points."
     try: points = points[ConvexHull(points).vertices]
     except (QhullError, ValueError): pass                          # a few cubes in a plane
     return float(pdist(points).max(initial=0))
 
-
+# %% ../nbs/01d_projection.ipynb #67959359
 def _describe(sac: Sac, points: np.ndarray, amounts: np.ndarray, filling: np.ndarray,
               spacing: float) -> Aneurysm:
     "Return a sac's truth; it fills as its neck does, and at least where its location ordinarily shows."
@@ -758,7 +758,7 @@ def _read_table(path, columns: list[str], sources: list[Path]) -> pd.DataFrame:
                          'is none of the files given.')
     return table
 
-
+# %% ../nbs/01d_projection.ipynb #bb92aa74
 def _numbers(path, line: int, row, names: list[str]) -> list[float]:
     values = pd.to_numeric(pd.Series([row.get(name) for name in names]), errors='coerce')
     if not np.isfinite(values).all():
@@ -787,10 +787,10 @@ def _read_sacs(path, sources: list[Path], axes: str) -> dict[str, list[Sac]]:
         sacs.setdefault(row['file'], []).append(sac)
     return sacs
 
-
+# %% ../nbs/01d_projection.ipynb #669096c7
 def _axes_of(name: str, axes: str) -> str: return 'RAS' if name.endswith(VOLUMES) else axes
 
-
+# %% ../nbs/01d_projection.ipynb #b9e74ad5
 def _read_inlets(path, sources: list[Path], axes: str) -> dict[str, dict]:
     "Return the given inlets of each file."
     inlets, table = {}, _read_table(path, ['file', 'injection', 'x', 'y', 'z'], sources)

@@ -41,7 +41,7 @@ def thumbnail(frame: np.ndarray, longest: int = 640) -> str:
     small = cv2.resize(frame, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA) if zoom < 1 else frame
     return _data('image/webp', cv2.imencode('.webp', small, [cv2.IMWRITE_WEBP_QUALITY, 80])[1])
 
-
+# %% ../nbs/10_report.ipynb #60307c2c
 def attention_layer(attention: np.ndarray) -> str:
     "Return a map, (height, width), 0 to 1, as a red PNG, transparent where it is 0, in a data URI."
     cells = np.zeros((*attention.shape, 4), np.uint8)
@@ -63,7 +63,7 @@ def _places(reading, known) -> list[dict]:
         places.append(place | {'true': known is not None and bool(known[name])})
     return places
 
-
+# %% ../nbs/10_report.ipynb #e474d637
 def _frame(reading, view: str, locations: list[str]) -> dict:
     "Return what the page shows of one view; places are in percent of its frame's width and height."
     side, artery, plane = parse_view(view)
@@ -138,7 +138,7 @@ class _Ordered:
     def __iter__(self):
         return (self.pages[i] | {'anchor': f'patient-{number}'} for number, i in enumerate(self.order, 1))
 
-
+# %% ../nbs/10_report.ipynb #f394b864
 def _template():
     environment = Environment(loader=PackageLoader('coding_vessels', 'assets'), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True)

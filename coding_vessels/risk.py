@@ -79,7 +79,7 @@ class ScoreTable:
     risks: dict[str, dict[int, float]]      # percent, by name and lowest total
     cohort: str                             # whom it was made from
 
-
+# %% ../nbs/09b_risk.ipynb #da2fac93
 PHASES = ScoreTable({
     'population': {'north america': 0, 'europe': 0, 'japan': 3, 'finland': 5},
     'hypertension': {False: 0, True: 1},
@@ -124,7 +124,7 @@ class Score:
     missing: tuple[str, ...]                # factors that are unknown, or that the score has no row for
     cohort: str                             # whom the score was made from
 
-
+# %% ../nbs/09b_risk.ipynb #131f978e
 def _score(table: ScoreTable, values: dict) -> Score:
     "Return what the values of the factors score by a table."
     points = {factor: _points(rows, values[factor]) for factor, rows in table.points.items()}
@@ -201,7 +201,7 @@ def _rows(csv, columns: list[str], known):
             raise ValueError(f"{csv}, line {line}: patient '{index}' is not in the prediction; {remedy}.")
         yield line, index, row
 
-
+# %% ../nbs/09b_risk.ipynb #722e79e5
 def _value(name: str, text: str):
     "Return what a cell of a column says, None if it is empty."
     if not text: return None
@@ -293,7 +293,7 @@ def _span(ends: tuple) -> str:
     "Return a range as text, a single number where both ends agree."
     return f'{ends[0]:g}' if ends[0] == ends[1] else f'{ends[0]:g} to {ends[1]:g}'
 
-
+# %% ../nbs/09b_risk.ipynb #81ac8b38
 def _columns(name: str, score: Score) -> dict:
     "Return a score as columns of the list."
     points = ', '.join(f'{factor} {_span(ends)}' for factor, ends in score.points.items())
@@ -314,7 +314,7 @@ def _place(patient: Patient, finding: Finding, chance: float) -> dict:
     urgency = chance * scores['PHASES'].risks['rupture in 5 years'][1]
     return told | {'urgency': urgency, 'highest': scores['PHASES'].total[1], 'missing': '; '.join(lacking)}
 
-
+# %% ../nbs/09b_risk.ipynb #95ed9753
 def urgency_of(flagged: dict[str, float], patient: Patient) -> list[dict]:
     """Return the scores of each flagged location of a patient, as columns of the list, most urgent first.
 

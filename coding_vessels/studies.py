@@ -42,7 +42,7 @@ class _Frames(Sequence):
         if isinstance(at, slice): return tuple(self)[at]
         return None if self.names[at] is None else self.folder / self.names[at]
 
-
+# %% ../nbs/02_studies.ipynb #3c527a17
 @dataclass(frozen=True)
 class Study:
     "One patient: where the frames lie and, if known, the 22 labels."
@@ -65,7 +65,7 @@ def canonical_index(text: str) -> str:
     number = re.fullmatch(r'0*(\d+)(\.0*)?', text)
     return number[1] if number else text
 
-
+# %% ../nbs/02_studies.ipynb #c7c4a438
 _INDEX = re.compile(r'[^\W_][\w .-]{0,63}')       # no path, no formula, nothing that breaks a line
 _FRAME_NAME = re.compile(r'(?P<index>.+?)[ _]?(?P<view>[LR][IV]-[AB])\.(jpe?g|png)', re.IGNORECASE)
 
@@ -87,7 +87,7 @@ def _frame_names(folder: Path) -> dict[tuple[str, str], list[str]]:
             found.setdefault(key, []).append(file)
     return found
 
-
+# %% ../nbs/02_studies.ipynb #36c270be
 def find_frames(images: str | Path) -> dict[tuple[str, str], list[Path]]:
     """Return the image files of a folder, or of its subfolder `images`, by patient and view.
 
@@ -113,7 +113,7 @@ def find_frames(images: str | Path) -> dict[tuple[str, str], list[Path]]:
 class FrameError(ValueError):
     "An image file cannot be used; the message names the file and the reason."
 
-
+# %% ../nbs/02_studies.ipynb #e6a507c4
 # Of a frame that is read: shortest and longest side, all pixels, the file, passes of a progressive JPEG
 SIDES, PIXELS, BYTES, SCANS = (16, 12_000), 64_000_000, 256_000_000, 100
 _TURNED = {  # by EXIF orientation
@@ -130,7 +130,7 @@ def _header(data: bytes) -> tuple[int, int]:
     if data[:2] == b'\xff\xd8': return simplejpeg.decode_jpeg_header(data, strict=False)[1::-1]
     raise ValueError('neither JPEG nor PNG')
 
-
+# %% ../nbs/02_studies.ipynb #3a480ad1
 def _shallow(deep: np.ndarray) -> np.ndarray:
     """Return a picture of more than 8 bits, (height, width), as uint8: cut to the bits in use, or
     stretched where few levels would be left.
@@ -142,7 +142,7 @@ def _shallow(deep: np.ndarray) -> np.ndarray:
         return np.clip(deep >> shift, 0, 255).astype(np.uint8)
     return np.clip((deep - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
 
-
+# %% ../nbs/02_studies.ipynb #63449ac0
 def _decode(data: bytes) -> np.ndarray:
     "Return the picture as one grey channel, (height, width), uint8; any exception means that it is damaged."
     with Image.open(io.BytesIO(data), formats=('JPEG', 'PNG')) as image:
@@ -219,7 +219,7 @@ def _text(data: bytes) -> str:
     try: return data.decode('utf-8-sig')
     except UnicodeDecodeError: return data.decode('cp949')
 
-
+# %% ../nbs/02_studies.ipynb #fa08459b
 def _rows(text: str) -> list[tuple[int, list[str]]]:
     "Return the rows of a CSV, spaces stripped, all as long as the first, with the line each begins in."
     separator = max(',;\t', key=text.partition('\n')[0].count)
@@ -366,7 +366,7 @@ def _truth_of(csv, index: str) -> Path | None:
     path = Path(csv).parent / 'truth' / f'{Path(index).name}.json'
     return path if path.is_file() else None
 
-
+# %% ../nbs/02_studies.ipynb #28581f4a
 def _decodable(studies: list[Study], lines: dict[str, int], note) -> list[Study]:
     "Return the studies whose frames can all be read, and note the others."
     def unreadable(study):

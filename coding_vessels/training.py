@@ -57,14 +57,14 @@ def _aneurysm(scores, known):
     none = ops.sum(ops.log_sigmoid(-scores) * known, axis=-1)
     return none, ops.log(-ops.expm1(ops.minimum(none, -1e-30)))
 
-
+# %% ../nbs/07_training.ipynb #ed095706
 def even_loss(labels, scores):
     "Return the cross-entropy of labels, -1 where unknown, and scores, both (batch, 22); all count the same."
     known = ops.cast(labels >= 0, scores.dtype)
     each = known * (ops.softplus(scores) - labels * scores)
     return ops.sum(each, axis=-1) / ops.maximum(ops.sum(known, axis=-1), 1)
 
-
+# %% ../nbs/07_training.ipynb #2c90267a
 def label_loss(weights: np.ndarray, twins: bool = False):
     """Return a loss for labels, (batch, 22), -1 where unknown, and scores, (batch, 21 or 22).
 
@@ -87,7 +87,6 @@ def label_loss(weights: np.ndarray, twins: bool = False):
         rank = ops.sum(rank, axis=-1) / ops.maximum(ops.sum(ops.abs(differ), axis=-1), 1)
         return total + ops.repeat(rank, 2, axis=0)
     return loss
-
 
 # %% ../nbs/07_training.ipynb #b07ec090
 def map_loss(truth, scores):
@@ -124,11 +123,10 @@ def suspicion_loss(truth, scores):
     short = ops.abs(differ) * ops.softplus(-differ * (scores[0::2] - scores[1::2]))
     return each / 2 + ops.repeat(short, 2, axis=0)
 
-
+# %% ../nbs/07_training.ipynb #43971bac
 def mask_loss(truth, scores):
     "Return the cross-entropy of masks, both (batch, height, width): truth 0 to 1, scores before any sigmoid."
     return ops.mean((1 + 4 * truth) * (ops.softplus(scores) - truth * scores), axis=(1, 2))
-
 
 # %% ../nbs/07_training.ipynb #7be0d1f4
 PRECISIONS = {  # and Keras' names for them
@@ -150,14 +148,13 @@ def _card() -> tuple[str, float] | None:
     major, minor = details.get('compute_capability', (0, 0))
     return details.get('device_name', 'a GPU'), major + minor / 10
 
-
+# %% ../nbs/07_training.ipynb #6ce013cc
 def find_device() -> tuple[str, str]:
     "Return what computes here, in words, and the precision that suits it."
     backend = {'jax': 'JAX', 'tensorflow': 'TensorFlow'}.get(keras.backend.backend(), 'Keras')
     if not (card := _card()): return f'the processor ({backend} finds no GPU)', 'float32'
     name, capability = card
     return name, 'bfloat16' if capability >= 8 else 'float16'
-
 
 # %% ../nbs/07_training.ipynb #542bc06a
 @dataclass(frozen=True)
@@ -218,7 +215,7 @@ def _wiring(model: keras.Model) -> list:
     shapes = lambda layer: [tuple(weight.shape) for weight in layer.weights]
     return [(type(layer).__name__, shapes(layer)) for layer in model.layers]
 
-
+# %% ../nbs/07_training.ipynb #9316c4da
 def _made(settings: Settings, masks: bool) -> keras.Model:
     "Return the network of the settings, untrained."
     if settings.model == 'vessel':
@@ -227,7 +224,7 @@ def _made(settings: Settings, masks: bool) -> keras.Model:
     faithful = settings.model == 'report 2023'
     return report_model(settings.preprocessing, settings.weights, faithful, settings.backbone)
 
-
+# %% ../nbs/07_training.ipynb #583be228
 def _made_in_precision(settings: Settings, masks: bool = False) -> keras.Model:
     "Return the network of the settings, untrained, made to compute in their precision."
     if settings.model not in ('vessel', 'report', 'report 2023'):
@@ -244,7 +241,6 @@ def _made_in_precision(settings: Settings, masks: bool = False) -> keras.Model:
         raise ValueError(f"the weights '{settings.weights}' cannot be loaded ({reason}); {mend}.") from None
     finally: keras.config.set_dtype_policy(policy)
 
-
 # %% ../nbs/07_training.ipynb #1f9c44ab
 def _norms(layer) -> list:
     "Return the batch normalisations inside a layer or a network."
@@ -252,7 +248,7 @@ def _norms(layer) -> list:
     inside = [*getattr(layer, 'layers', ()), *([layer.layer] if hasattr(layer, 'layer') else ())]
     return [norm for one in inside for norm in _norms(one)]
 
-
+# %% ../nbs/07_training.ipynb #658a2c88
 def build_model(settings: Settings) -> keras.Model:
     "Return the network of the settings, untrained or as it was trained before."
     if not settings.start: return _made_in_precision(settings)
@@ -267,7 +263,6 @@ def build_model(settings: Settings) -> keras.Model:
     new.set_weights(trained.get_weights())
     for mine, known in zip(_norms(new), _norms(trained)): mine.trainable = known.trainable
     return new
-
 
 # %% ../nbs/07_training.ipynb #a07be5d2
 def patients_met(start: str | None) -> tuple[set, set]:
@@ -310,14 +305,14 @@ def split_patients(studies: list[Study], settings: Settings) -> list[list[Study]
                          'add patients that it has not met.')
     return parts
 
-
+# %% ../nbs/07_training.ipynb #10b74884
 def _mark(study: Study) -> str:
     "Return what makes a study known again: the digest of its first frame; its index if it has none."
     first = next((path for path in study.frames if path), None)
     if first is None: return canonical_index(study.index)
     with open(first, 'rb') as stream: return hashlib.file_digest(stream, 'sha256').hexdigest()
 
-
+# %% ../nbs/07_training.ipynb #621fb4d4
 def keep_apart(studies: list[Study], validation: list[Study], start: str | None = None) -> None:
     "Raise if frames that train would validate, too, or patients whom the start model was trained on."
     trained, met = set(map(_mark, studies)), patients_met(start)[0]
@@ -327,7 +322,6 @@ def keep_apart(studies: list[Study], validation: list[Study], start: str | None 
     if both:
         raise ValueError(f'{", ".join(both[:5])}{more} would both train and validate; '
                          'take them out of one of the two cohorts.')
-
 
 # %% ../nbs/07_training.ipynb #4cf0171a
 _VESSELS = [location.split('_')[-1] for location in LOCATIONS]
@@ -433,14 +427,13 @@ def schedule(settings: Settings, patients: int):
     rise = batches // 20
     return schedules.CosineDecay(rate / 20, batches - rise, warmup_target=rate, warmup_steps=rise)
 
-
+# %% ../nbs/07_training.ipynb #63eede95
 def _optimizer(rate, settings: Settings):
     "Return the optimizer of a run, with a learning rate or a schedule."
     several = settings.accumulate if settings.accumulate > 1 else None
     if settings.recipe == '2023': optimizer = keras.optimizers.Adam(rate, gradient_accumulation_steps=several)
     else: optimizer = keras.optimizers.AdamW(rate, clipnorm=1.0, gradient_accumulation_steps=several)
     return keras.optimizers.LossScaleOptimizer(optimizer) if settings.precision == 'float16' else optimizer
-
 
 # %% ../nbs/07_training.ipynb #93f2ab08
 def _scored(model: keras.Model) -> keras.Model:
@@ -450,7 +443,7 @@ def _scored(model: keras.Model) -> keras.Model:
     outputs = model.output | {'labels': scores, 'probabilities': model.output['labels']}
     return keras.Model(model.input, outputs)
 
-
+# %% ../nbs/07_training.ipynb #a67f39be
 SHARES = {'labels': 1.0, 'maps': 0.2, 'looks': 2.0}      # of the losses in their sum
 
 
@@ -460,7 +453,7 @@ def _losses(model: keras.Model, studies: list[Study], settings: Settings) -> dic
     losses = {'labels': labels, 'maps': map_loss, 'looks': look_loss}
     return {name: loss for name, loss in losses.items() if name in model.output}
 
-
+# %% ../nbs/07_training.ipynb #6b683272
 def compile_model(model: keras.Model, studies: list[Study],
                   rate: float | keras.optimizers.schedules.LearningRateSchedule,
                   settings: Settings = Settings()) -> keras.Model:
@@ -475,7 +468,7 @@ def compile_model(model: keras.Model, studies: list[Study],
     learner.compile(_optimizer(rate, settings), losses, {name: SHARES[name] for name in losses})
     return learner
 
-
+# %% ../nbs/07_training.ipynb #3d004b96
 def training_batches(model: keras.Model, studies: list[Study], settings: Settings,
                      cache: str | Path | None = None, even: int = 1, part: tuple[int, int] = (0, 1)):
     """Yield the batches of `study_batches` with a target for each of the model's outputs.
@@ -537,7 +530,7 @@ def learning_rate_of(model: keras.Model) -> float:
     "Return the learning rate of a compiled model's next step."
     return float(ops.convert_to_numpy(model.optimizer.learning_rate))
 
-
+# %% ../nbs/07_training.ipynb #8993b7b3
 def draw_history(history: pd.DataFrame):
     "Return a matplotlib figure of both losses and, on its own axis, of the learning rate along the epochs."
     from matplotlib.figure import Figure
@@ -551,7 +544,6 @@ def draw_history(history: pd.DataFrame):
     rate.set(ylabel='learning rate (dotted)')
     return figure
 
-
 # %% ../nbs/07_training.ipynb #0f6b21dd
 def save_state(out: Path, model: keras.Model, best: list[np.ndarray], history: list[dict]) -> None:
     "Write where a run stands into its folder: `state.npz`, and for people `history.csv` and `history.png`."
@@ -562,7 +554,7 @@ def save_state(out: Path, model: keras.Model, best: list[np.ndarray], history: l
     with whole(out / 'history.csv') as beside: table.to_csv(beside(), index=False)
     with whole(out / 'history.png') as beside: draw_history(table).savefig(beside(), format='png')
 
-
+# %% ../nbs/07_training.ipynb #5ab096ed
 def load_state(out: Path, model: keras.Model) -> tuple[list[np.ndarray], list[dict]]:
     """Put a compiled model where the run in a folder stands; return the best weights so far and the history.
 
@@ -578,19 +570,18 @@ def load_state(out: Path, model: keras.Model) -> tuple[list[np.ndarray], list[di
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         raise ValueError(f'{file} is damaged, or of another version; train anew in another folder.') from None
 
-
+# %% ../nbs/07_training.ipynb #eb98c929
 def epochs_waited(history: list[dict]) -> int:
     "Return how many epochs ago the validation loss was lowest; 0 for the last one, and before the first."
     losses = np.nan_to_num([row['val_loss'] for row in history], nan=np.inf)
     return len(losses) - 1 - int(losses.argmin()) if len(losses) else 0
-
 
 # %% ../nbs/07_training.ipynb #f8a95056
 def _write_settings(out: Path, record: dict) -> None:
     text = json.dumps(record, indent=1)
     with whole(out / 'settings.json') as beside: beside().write_text(text, encoding='utf-8')
 
-
+# %% ../nbs/07_training.ipynb #5ef88ce0
 def _changes(out: Path, known: dict, now: dict) -> list[str]:
     "Return in what a run that goes on differs from before, if it may; raise if it may not."
     changed = [name for name, value in now.items() if known.get(name) != value]
@@ -604,7 +595,7 @@ def _changes(out: Path, known: dict, now: dict) -> list[str]:
         raise ValueError(f'{out} was begun with {known["epochs"]} epochs; resume with as many or more.')
     return changed
 
-
+# %% ../nbs/07_training.ipynb #66327744
 def _reopen_run(out: Path, settings: dict, patients: dict) -> dict:
     "Check that the run in a folder can go on, and take over what changed; return what settings.json says."
     record = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
@@ -618,7 +609,6 @@ def _reopen_run(out: Path, settings: dict, patients: dict) -> dict:
     record['settings'] = settings
     _write_settings(out, record)
     return record
-
 
 # %% ../nbs/07_training.ipynb #b7e3150c
 def _open_run(out: Path, settings: Settings, studies: list[Study], validation: list[Study],
@@ -653,7 +643,7 @@ class _Progress(keras.callbacks.Callback):
         rate = learning_rate_of(self.model)
         self.bar.set_postfix_str(f'loss {logs["loss"]:.3f}, learning rate {rate:.1e}')
 
-
+# %% ../nbs/07_training.ipynb #36e6596f
 def _epoch_line(history: list[dict], epochs: int, seconds: float) -> str:
     "Return what an epoch came to, and how long the others will take if none ends the run early."
     row, left = history[-1], tqdm.format_interval(seconds * (epochs - len(history)))
@@ -683,7 +673,7 @@ def _memory_is_short(error: Exception) -> bool:
     named = isinstance(error, MemoryError) or type(error).__name__ == 'ResourceExhaustedError'
     return named or 'RESOURCE_EXHAUSTED' in str(error)
 
-
+# %% ../nbs/07_training.ipynb #122b21c3
 @contextmanager
 def enough_memory(settings: Settings):
     "Where a network learns: raise a MemoryError that says what to do where memory is exhausted."
@@ -716,7 +706,7 @@ class _Run:
         given = len(self.parts[0]) - len(self.parts[0]) % self.devices
         return -(-given // self.settings.batch_size)
 
-
+# %% ../nbs/07_training.ipynb #d96964e0
 def _epoch(run: _Run, epoch: int, bar: tqdm) -> dict:
     "Train for one epoch and return its row of the history; the run's seed and its number decide its draws."
     (studies, held), settings = run.parts, run.settings
@@ -771,7 +761,7 @@ def _parts(studies: list[Study], validation: list[Study] | None, settings: Setti
                          'add healthy ones, or leave specificity out.')
     return [studies, validation]
 
-
+# %% ../nbs/07_training.ipynb #2228dc3d
 def _for_device(settings: Settings, parts: list[list[Study]], devices: int, verbose: bool) -> Settings:
     "Return the settings with the precision that suits the device if it is left open; say who trains on what."
     device, suitable = find_device()
@@ -781,7 +771,7 @@ def _for_device(settings: Settings, parts: list[list[Study]], devices: int, verb
     if verbose: print(f'{patients}; on {device}{several}, in {settings.precision}', flush=True)
     return settings
 
-
+# %% ../nbs/07_training.ipynb #f14be1b0
 def _room_for_frames(studies: list[Study], settings: Preprocessing, cache: Path, verbose: bool) -> None:
     "Say what the cache of studies' frames will take, from 0.1 GB; raise if the disk has less room."
     size, lacking = cache_size(studies, settings, cache)
@@ -810,7 +800,7 @@ def _train_once(model: keras.Model, parts: list[list[Study]], settings: Settings
         calibrate(best, parts[1], settings.batch_size, cache, settings.specificity)
     with whole(out / 'best.keras') as beside: best.save(beside())
 
-
+# %% ../nbs/07_training.ipynb #9909f517
 def _train_as_it_fits(model: keras.Model, record: dict, parts: list[list[Study]], settings: Settings,
                       devices: int | None, out: Path, *options) -> None:
     """Train in batches that fit into memory: if the first step does not, in half of one, and twice as many to
