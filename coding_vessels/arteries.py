@@ -122,6 +122,16 @@ def _draw_size(table: dict, name: str, rng: np.random.Generator) -> float:
 COHORT_POSITIVES = np.array([100, 100, 35, 34, 30, 18, 21, 13, 66, 30, 67, 96, 17, 11, 3, 2, 6, 4, 24, 3, 1])
 COHORT_FLAGS = np.array([604, 402, 92, 23, 4, 2])
 
+# %% ../nbs/01_arteries.ipynb #01po0001
+def _check_shares(flags: tuple, locations: tuple) -> None:
+    "Raise unless both are shares, and as many flags as may be can fall on different locations."
+    if abs(sum(flags) - 1) > 1e-6 or abs(sum(locations) - 1) > 1e-6:
+        raise ValueError('flags and locations are shares; each must add up to 1.')
+    most = max(count for count, share in enumerate(flags) if share)
+    if most * max(locations) > 1:
+        raise ValueError(f'a location with a share of {max(locations):.2f} cannot be one of {most} '
+                         'different ones; lower it.')
+
 # %% ../nbs/01_arteries.ipynb #d3d6b9ca
 @dataclass(frozen=True)
 class Population:
@@ -159,13 +169,7 @@ class Population:
     external: float = 0.15                          # branches of the external carotid fill as well
     clipped: float = 0.04                           # per patient: a metal clip from an earlier operation
 
-    def __post_init__(self):
-        if abs(sum(self.flags) - 1) > 1e-6 or abs(sum(self.locations) - 1) > 1e-6:
-            raise ValueError('flags and locations are shares; each must add up to 1.')
-        most = max(count for count, share in enumerate(self.flags) if share)
-        if most * max(self.locations) > 1:
-            raise ValueError(f'a location with a share of {max(self.locations):.2f} cannot be one of {most} '
-                             'different ones; lower it.')
+    def __post_init__(self): _check_shares(self.flags, self.locations)
 
 # %% ../nbs/01_arteries.ipynb #0f6a425e
 def beside(points: np.ndarray, side: int) -> np.ndarray:

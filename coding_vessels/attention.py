@@ -85,7 +85,6 @@ class CloseUps(keras.layers.Layer):
             corner += ops.cast(shift * (size // cells), 'int32')
         corner = ops.clip(corner, 0, size - self.pixels)
         step = np.arange(self.pixels)
-        # (52, pixels * pixels)
         within = np.add.outer(step * size, step).ravel() + (LOOKS[:, :1] * size * size)
         index = within.astype('int32') + (corner[..., :1] * size + corner[..., 1:])
         index = ops.reshape(index, (-1, index.shape[1] * index.shape[2]))

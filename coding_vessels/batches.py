@@ -142,6 +142,31 @@ class Augmentation:
     shade: float = 12.0      # grey levels, deviation of a slow change over the frame
     mirror: float = 0.5      # probability
 
+# %% ../nbs/04_batches.ipynb #04au0001
+def _mirror_marks(marks: np.ndarray, size: int) -> np.ndarray:
+    "Return the marks of a study that is mirrored from side to side."
+    view, location = marks[:, :2].astype(int).T
+    x = np.where(FRONTAL[view], size - 1 - marks[:, 2], marks[:, 2])
+    return np.column_stack([MIRROR_VIEWS[view], MIRROR_LABELS[location + 1] - 1, x, marks[:, 3:]]
+                          ).astype(marks.dtype)
+
+# %% ../nbs/04_batches.ipynb #04au0002
+def _changed(frame: np.ndarray, rng: np.random.Generator, settings: Augmentation
+            ) -> tuple[np.ndarray, np.ndarray, float]:
+    "Return a frame moved and with other greys, the matrix (2, 3) that moves its pixels, and its scale."
+    size, middle = len(frame), (len(frame) - 1) / 2
+    turn, scale, gamma, *shift = rng.uniform(-1, 1, 5)
+    scale = 1 + scale * settings.scale
+    move = cv2.getRotationMatrix2D((middle, middle), turn * settings.turn, scale)
+    move[:, 2] += np.array(shift) * settings.shift * size
+    moved = cv2.warpAffine(frame, move, (size, size), flags=cv2.INTER_LINEAR,
+                           borderMode=cv2.BORDER_REPLICATE)
+    greys = 255 * (np.arange(256) / 255) ** np.exp(gamma * settings.gamma)
+    bent = cv2.LUT(moved, greys.astype(np.float32))
+    shade = rng.normal(0, settings.shade, (4, 4)).astype(np.float32)
+    bent += cv2.resize(shade, (size, size), interpolation=cv2.INTER_CUBIC)
+    return (np.clip(bent, 0, 255) + 0.5).astype(np.uint8), move, scale
+
 # %% ../nbs/04_batches.ipynb #5ff7653a
 def augment_study(frames: np.ndarray, labels: np.ndarray, rng: np.random.Generator,
                   settings: Augmentation = Augmentation(), marks: np.ndarray | None = None
@@ -165,27 +190,13 @@ def augment_study(frames: np.ndarray, labels: np.ndarray, rng: np.random.Generat
     size, changed, marks = frames.shape[1], np.empty_like(frames), None if marks is None else marks.copy()
     if rng.random() < settings.mirror:
         frames, labels = mirror_study(frames), labels[MIRROR_LABELS]
-        if marks is not None:
-            view, location = marks[:, :2].astype(int).T
-            marks[:, 0], marks[:, 1], marks[:, 2] = (
-                MIRROR_VIEWS[view], MIRROR_LABELS[location + 1] - 1,
-                np.where(FRONTAL[view], size - 1 - marks[:, 2], marks[:, 2]))
+        if marks is not None: marks = _mirror_marks(marks, size)
     for i, frame in enumerate(frames):
-        turn, scale, gamma, *shift = rng.uniform(-1, 1, 5)
-        move = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2),
-                                       turn * settings.turn, 1 + scale * settings.scale)
-        move[:, 2] += np.array(shift) * settings.shift * size
-        moved = cv2.warpAffine(frame, move, (size, size), flags=cv2.INTER_LINEAR,
-                               borderMode=cv2.BORDER_REPLICATE)
-        bent = cv2.LUT(moved, (255 * (np.arange(256) / 255) ** np.exp(gamma * settings.gamma)
-                               ).astype(np.float32))
-        shade = rng.normal(0, settings.shade, (4, 4)).astype(np.float32)
-        bent += cv2.resize(shade, (size, size), interpolation=cv2.INTER_CUBIC)
-        changed[i] = np.clip(bent, 0, 255) + 0.5
+        changed[i], move, scale = _changed(frame, rng, settings)
         if marks is not None:
             here = marks[:, 0] == i
             marks[here, 2:4] = marks[here, 2:4] @ move[:, :2].T + move[:, 2]
-            marks[here, 4] *= 1 + scale * settings.scale
+            marks[here, 4] *= scale
     return changed, labels, marks
 
 # %% ../nbs/04_batches.ipynb #c2cc2e74

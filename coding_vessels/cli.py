@@ -170,41 +170,51 @@ def _join(args) -> None:
         raise ValueError('--join HOST:PORT and --process I/N, such as 1/2, belong together, without --folds.')
     join(args.join, *_fraction('--process', args.process))
 
+# %% ../nbs/11_cli.ipynb #11tr0001
+def _training_settings(args):
+    "Return the settings of a training: those of the preset, and what else was said."
+    from dataclasses import replace
+    from coding_vessels.engines import SHIPPED
+    from coding_vessels.model import load_model, preprocessing_of
+    from coding_vessels.training import PRESETS
+    if args.weights and args.start:
+        raise ValueError('--weights and --start exclude each other; a trained model brings its weights.')
+    if args.size and args.start:
+        raise ValueError('--size and --start exclude each other; a trained model keeps its size.')
+    settings = PRESETS[args.preset]
+    names = 'epochs', 'batch_size', 'accumulate', 'patience', 'precision', 'specificity'
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.weights: given['weights'] = None if args.weights == 'none' else args.weights
+    if args.size: given['preprocessing'] = replace(settings.preprocessing, size=args.size)
+    if args.start:
+        start = str(SHIPPED if args.start == 'shipped' else args.start)
+        given |= {'start': start, 'weights': None, 'preprocessing': preprocessing_of(load_model(start)),
+                  'learning_rate': settings.learning_rate / 5}
+    if args.learning_rate is not None: given['learning_rate'] = args.learning_rate
+    return replace(settings, seed=args.seed, **given)
+
+# %% ../nbs/11_cli.ipynb #11tr0002
+def _training_studies(args) -> tuple:
+    "Return the studies to train on, those to validate on or None, and what was left out of both."
+    import pandas as pd
+    from coding_vessels.studies import read_cohort
+    if args.validation_images and not args.validation:
+        raise ValueError('--validation-images needs --validation, the CSV of these patients.')
+    studies, problems = read_cohort(args.csv, args.images, decode=True)
+    errors = _lost(problems, studies)
+    if not args.validation: return studies, None, errors
+    others, problems = read_cohort(args.validation, args.validation_images or args.images, decode=True)
+    return studies, others, pd.concat([errors, _lost(problems, others)])
+
 # %% ../nbs/11_cli.ipynb #7b20674a
 def train(args: argparse.Namespace) -> int:
     "Train a network on a cohort into a run folder, or fine-tune a trained one."
-    from dataclasses import replace
-    import pandas as pd
-    from coding_vessels import model, training
-    from coding_vessels.engines import SHIPPED
-    from coding_vessels.studies import read_cohort
+    from coding_vessels import training
     _join(args)
     if args.folds is not None and (args.folds < 2 or args.validation or args.start not in (None, 'shipped')):
         raise ValueError('--folds needs 2 or more, and goes with neither --validation nor a --start of your '
                          'own: its patients would not be new to each fold.')
-    studies, problems = read_cohort(args.csv, args.images, decode=True)
-    errors, settings, others = _lost(problems, studies), training.PRESETS[args.preset], None
-    if args.validation:
-        others, problems = read_cohort(args.validation, args.validation_images or args.images, decode=True)
-        errors = pd.concat([errors, _lost(problems, others)])
-    elif args.validation_images:
-        raise ValueError('--validation-images needs --validation, the CSV of these patients.')
-    names = 'epochs', 'batch_size', 'accumulate', 'patience', 'precision', 'specificity'
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    settings = replace(settings, seed=args.seed, **given)
-    if args.weights and args.start:
-        raise ValueError('--weights and --start exclude each other; a trained model brings its weights.')
-    if args.weights: settings = replace(settings, weights=None if args.weights == 'none' else args.weights)
-    if args.start:
-        if args.size:
-            raise ValueError('--size and --start exclude each other; a trained model keeps its size.')
-        start = str(SHIPPED if args.start == 'shipped' else args.start)
-        settings = replace(settings, start=start, weights=None,
-                           preprocessing=model.preprocessing_of(model.load_model(start)),
-                           learning_rate=settings.learning_rate / 5)
-    elif args.size:
-        settings = replace(settings, preprocessing=replace(settings.preprocessing, size=args.size))
-    if args.learning_rate is not None: settings = replace(settings, learning_rate=args.learning_rate)
+    settings, (studies, others, errors) = _training_settings(args), _training_studies(args)
     if args.folds:
         _train_folds(args, studies, settings)
         return _left_out(args, errors)
@@ -442,24 +452,50 @@ def _write_record(file: Path, record: Path, facts: dict, made: list[Path]) -> No
     file.write_text(json.dumps(facts | {'files': files}, indent=1, ensure_ascii=True) + '\n',
                     encoding='utf-8')
 
+# %% ../nbs/11_cli.ipynb #11rp0001
+def _page_truth(args, studies):
+    "Return what is true of the patients on a page, by `--truth`, or None."
+    if not args.truth: return None
+    from coding_vessels.evaluation import read_labels
+    truth = read_labels(args.truth, truth=True)
+    missing = [study.index for study in studies if _canonical(study.index) not in truth.index]
+    if missing:
+        raise ValueError(f'{args.truth} lacks patient {", ".join(missing[:5])}; add what is true of '
+                         'them, or leave --truth out.')
+    return truth
+
+# %% ../nbs/11_cli.ipynb #11rp0002
+def _page_scores(truth, rows, threshold, args) -> tuple:
+    "Return the figures of the rows against the truth, and the drawing of their curves."
+    from coding_vessels.evaluation import draw_curves, evaluate
+    from coding_vessels.prediction import apply_threshold, tables_of
+    read = ({name: row[name] for name in ('Index', 'probabilities')} for row in rows if 'error' not in row)
+    probabilities = tables_of(read)['probabilities']
+    tables = [table.set_index(table.Index.map(_canonical)).drop(columns='Index')
+              for table in (apply_threshold(probabilities, threshold), probabilities)]
+    truth = truth.loc[tables[0].index]
+    return evaluate(truth, *tables, cohort=_simulated(args.truth)), draw_curves(truth, tables[0])
+
+# %% ../nbs/11_cli.ipynb #11rp0003
+def _page_facts(args, model: str, errors) -> dict[str, str]:
+    "Return what stands at the foot of a page: who made it, of what, with which weights."
+    from datetime import date
+    trained = ("the package's weights: simulated patients only" if not args.model
+               else 'see settings.json in the folder of its run')
+    return {'Program': f'coding_vessels {__version__}', 'Written': f'{date.today():%Y-%m-%d}',
+            'Patients': f'{args.csv}, frames in {args.images}', 'Model': model, 'Trained on': trained,
+            'Left out': f'{errors.Index.nunique()} patients or files'}
+
 # %% ../nbs/11_cli.ipynb #d3702ec1
 class _Report:
     "Collects what the page of `predict --report` needs, and writes it."
     def __init__(self, args, engine, studies):
-        self.args, self.truth, self.histories = args, None, None
+        self.args, self.truth, self.histories = args, _page_truth(args, studies), None
         self.model = (f'{engine.file.name}, run in {engine.name}; '
                       f'SHA-256 of the weights {engine.source[:16]}')
-        if args.truth:
-            from coding_vessels.evaluation import read_labels
-            self.truth = read_labels(args.truth, truth=True)
         if args.patients:
             from coding_vessels.risk import read_patients
             self.histories = read_patients(args.patients, {_canonical(study.index) for study in studies})
-        missing = [study.index for study in studies
-                   if self.truth is not None and _canonical(study.index) not in self.truth.index]
-        if missing:
-            raise ValueError(f'{args.truth} lacks patient {", ".join(missing[:5])}; add what is true of '
-                             'them, or leave --truth out.')
 
     def page(self, reading) -> dict:
         from coding_vessels.report import page_of
@@ -470,32 +506,16 @@ class _Report:
         return page_of(reading, self.truth, patient)
 
     def write(self, file: Path, rows, threshold, lost) -> None:
-        from datetime import date
         import pandas as pd
-        from coding_vessels.prediction import Part, apply_threshold, tables_of
+        from coding_vessels.prediction import Part, tables_of
         from coding_vessels.report import write_report
-        args, truth, record, curves = self.args, self.truth, None, None
-        pages, errors = Part(rows, 'page'), pd.concat(
-            [tables_of(row for row in rows if 'error' in row)['errors'], lost])
-        if truth is not None:
-            from coding_vessels.evaluation import draw_curves, evaluate
-            probabilities = tables_of({name: row[name] for name in ('Index', 'probabilities')}
-                                      for row in rows if 'error' not in row)['probabilities']
-            tables = [table.set_index(table.Index.map(_canonical)).drop(columns='Index')
-                      for table in (apply_threshold(probabilities, threshold), probabilities)]
-            truth = truth.loc[tables[0].index]
-            record, curves = (evaluate(truth, *tables, cohort=_simulated(args.truth)),
-                              draw_curves(truth, tables[0]))
-        facts = {'Program': f'coding_vessels {__version__}',
-                 'Written': f'{date.today():%Y-%m-%d}',
-                 'Patients': f'{args.csv}, frames in {args.images}',
-                 'Model': self.model,
-                 'Trained on': 'the package\'s weights: simulated patients only' if not args.model
-                               else 'see settings.json in the folder of its run',
-                 'Left out': f'{errors.Index.nunique()} patients or files'}
+        pages, failed = Part(rows, 'page'), tables_of(row for row in rows if 'error' in row)['errors']
+        errors, args = pd.concat([failed, lost]), self.args
+        record, curves = _page_scores(self.truth, rows, threshold, args) if args.truth else (None, None)
         notices = [NOT_A_MEDICAL_DEVICE, *([] if args.model else [SIMULATED_ONLY])]
-        write_report(file, pages, f'Cerebral angiography of {len(pages)} patients', facts, notices, record,
-                     curves, errors[['Index', 'error']].itertuples(index=False), truth is not None,
+        write_report(file, pages, f'Cerebral angiography of {len(pages)} patients',
+                     _page_facts(args, self.model, errors), notices, record, curves,
+                     errors[['Index', 'error']].itertuples(index=False), self.truth is not None,
                      self.histories is not None)
 
 # %% ../nbs/11_cli.ipynb #c1f7843b

@@ -478,6 +478,16 @@ def _write_imported(beside: Path, key: Path, studies: dict[str, tuple[str, str]]
     table.to_csv(beside / 'test.csv', index=False)
     _write_key(key, studies, found)
 
+# %% ../nbs/02a_dicom.ipynb #02ad0001
+def _check_folders(source: Path, out: Path, key: Path) -> None:
+    "Raise unless the source is there, and the places of cohort and key are free and apart."
+    if not source.is_dir():
+        raise FileNotFoundError(f'{source} is not a folder; give the folder of the DICOM files.')
+    for path in (out, key):
+        if path.exists(): raise FileExistsError(f'{path} exists; choose another name.')
+    if out.resolve() in (key.resolve(), *key.resolve().parents):
+        raise ValueError(f'{key} lies inside the cohort; keep the key apart.')
+
 # %% ../nbs/02a_dicom.ipynb #05825488
 def import_dicom(source: str | Path, out: str | Path, key: str | Path, mapping: str | Path | None = None,
                  projection: str = 'filling', seed: int | None = None) -> pd.DataFrame:
@@ -514,12 +524,7 @@ def import_dicom(source: str | Path, out: str | Path, key: str | Path, mapping: 
         or there is no frame whose patient, study and view are known.
     """
     source, out, key = Path(source), Path(out), Path(key)
-    if not source.is_dir():
-        raise FileNotFoundError(f'{source} is not a folder; give the folder of the DICOM files.')
-    for path in (out, key):
-        if path.exists(): raise FileExistsError(f'{path} exists; choose another name.')
-    if out.resolve() in (key.resolve(), *key.resolve().parents):
-        raise ValueError(f'{key} lies inside the cohort; keep the key apart.')
+    _check_folders(source, out, key)
     problems = []
     files = _files_below(source, problems)
     chosen = _read_mapping(mapping, files)

@@ -100,6 +100,16 @@ def _check_digests(path: Path) -> None:
         if model.is_file() and _digest(model) != digest:
             raise ValueError(f'{path} was made from other weights than {model} holds now; {again}')
 
+# %% ../nbs/08a_engines.ipynb #08ce0001
+def _check_export(engine: str, precision: str) -> None:
+    "Raise unless there is such an export."
+    if engine not in ('openvino', 'onnx'):
+        raise ValueError(f"'{engine}' is no engine to export for; use 'openvino' or 'onnx'.")
+    if precision not in PRECISIONS:
+        raise ValueError(f"'{precision}' is no precision; use {', '.join(PRECISIONS)}.")
+    if engine == 'onnx' and precision != 'float32':
+        raise ValueError(f'{precision} is for the engine openvino; ONNX Runtime computes in float32.')
+
 # %% ../nbs/08a_engines.ipynb #26cb74d3
 def export_model(path: str | Path, engine: str = 'openvino', precision: str = 'float32',
                  studies: list[Study] | None = None) -> Path:
@@ -129,12 +139,7 @@ def export_model(path: str | Path, engine: str = 'openvino', precision: str = 'f
     if keras.backend.backend() != 'tensorflow':
         raise ValueError('exporting needs Keras on TensorFlow; call it again without KERAS_BACKEND.')
     import tensorflow as tf
-    if engine not in ('openvino', 'onnx'):
-        raise ValueError(f"'{engine}' is no engine to export for; use 'openvino' or 'onnx'.")
-    if precision not in PRECISIONS:
-        raise ValueError(f"'{precision}' is no precision; use {', '.join(PRECISIONS)}.")
-    if engine == 'onnx' and precision != 'float32':
-        raise ValueError(f'{precision} is for the engine openvino; ONNX Runtime computes in float32.')
+    _check_export(engine, precision)
     path = Path(path)
     # taken before it is read: a file that changes meanwhile is noticed
     source = _digest(path) if path.is_file() else ''
@@ -302,6 +307,21 @@ def _checked(engine: Engine) -> Engine:
         raise ValueError('its thresholds are not 21 numbers from 0 to 1')
     return engine
 
+# %% ../nbs/08a_engines.ipynb #08ce0002
+def _model_file(path: Path, engine: str) -> tuple[Path, str]:
+    "Return the file to load for an engine, and the name of the engine that it is for."
+    if engine not in ('auto', *ENGINES):
+        raise ValueError(f"'{engine}' is no engine; use auto, {', '.join(ENGINES)}.")
+    if engine != 'auto' and path.suffix in ENGINES.values(): path = path.with_suffix(ENGINES[engine])
+    if not path.is_file():
+        if path.exists(): raise ValueError(f'{path} is no ordinary file; give a model file.')
+        raise FileNotFoundError(f'{path} does not exist; give a model file, for example best.keras of a run, '
+                                'or write it with `coding_vessels export`.')
+    for name, suffix in ENGINES.items():
+        if suffix == path.suffix: return path, name
+    raise ValueError(f'{path} is not a model of coding_vessels; '
+                     f'give a file that ends in {", ".join(ENGINES.values())}.')
+
 # %% ../nbs/08a_engines.ipynb #14263c08
 def load_engine(path: str | Path | None = None, engine: str = 'auto') -> Engine:
     """Return the engine for a trained model.
@@ -325,18 +345,7 @@ def load_engine(path: str | Path | None = None, engine: str = 'auto') -> Engine:
         If it is no model of this package, its engine is not installed, or an export is damaged or older than
         its model file.
     """
-    path = Path(path or SHIPPED)
-    if engine not in ('auto', *ENGINES):
-        raise ValueError(f"'{engine}' is no engine; use auto, {', '.join(ENGINES)}.")
-    if engine != 'auto' and path.suffix in ENGINES.values(): path = path.with_suffix(ENGINES[engine])
-    if not path.is_file():
-        if path.exists(): raise ValueError(f'{path} is no ordinary file; give a model file.')
-        raise FileNotFoundError(f'{path} does not exist; give a model file, for example best.keras of a run, '
-                                'or write it with `coding_vessels export`.')
-    name = next((name for name, suffix in ENGINES.items() if suffix == path.suffix), None)
-    if name is None:
-        raise ValueError(f'{path} is not a model of coding_vessels; '
-                         f'give a file that ends in {", ".join(ENGINES.values())}.')
+    path, name = _model_file(Path(path or SHIPPED), engine)
     if engine == 'auto' and name == 'keras' and exported_file(path).is_file():
         try: return load_engine(exported_file(path))
         # stale, damaged, or OpenVINO is missing: Keras answers as well

@@ -293,11 +293,41 @@ def _scores(readings, sequence: bool):
 # Of the row and column of each look, what mirroring changes
 _FLIPPED = np.array([(False, MIRRORED[view]) for view, _ in LOOKS])
 
-# %% ../nbs/06_model.ipynb #deef4489
+# %% ../nbs/06_model.ipynb #06vm0001
 # What can be left out, to see what it is worth
 IDEAS = 'one side', 'view embedding', 'closer look', 'sequence', 'noisy-or'
 
 
+def _check_network(size: int, backbone: str, without: str | None) -> None:
+    "Raise unless there is such a network for frames of that size."
+    if backbone not in ('small', 'resnet50'):
+        raise ValueError(f"'{backbone}' is no backbone; use 'small' or 'resnet50'.")
+    if size % 16 or size < 64:
+        raise ValueError(f'size is {size} pixels; this network needs a multiple of 16, 64 or more.')
+    if without not in (None, *IDEAS):
+        raise ValueError(f"'{without}' is no idea of this network; leave out one of {', '.join(IDEAS)}.")
+
+# %% ../nbs/06_model.ipynb #06vm0002
+def _look_closer(grey, maps, masks: bool, mirrored: bool) -> tuple:
+    "Return what closer looks at the peaks of maps read, (batch, 52, 65), and what they put out, by name."
+    squares, centres = CloseUps(name='close_ups')([grey, maps])
+    near, shown = _closer(squares, masks)
+    suspicion = layers.Dense(1, name='suspicion')(near)
+    read = layers.Concatenate()([near, suspicion])
+    if not mirrored: centres = ops.where(_FLIPPED, maps.shape[3] - 1 - centres, centres)
+    out = {'looks': layers.Concatenate(name='looks', dtype='float32')([suspicion, centres])}
+    if masks: out['masks'] = layers.Activation('linear', name='masks', dtype='float32')(shown)
+    return read, out
+
+# %% ../nbs/06_model.ipynb #06vm0003
+def _probabilities(scores, noisy: bool):
+    "Return the 22 probabilities, (batch, 22), for the scores of locations, (batch, 21)."
+    located = Calibration(name='calibration', dtype='float32')(scores)
+    if noisy: return NoisyOr(name='labels', dtype='float32')(located)
+    own = layers.Activation('sigmoid', dtype='float32')(layers.Dense(1, name='own')(scores))
+    return layers.Concatenate(name='labels', dtype='float32')([own, located])
+
+# %% ../nbs/06_model.ipynb #deef4489
 def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, contrast=0.8),
                  backbone: str = 'small', weights: str | None = None, without: str | None = None,
                  masks: bool = False) -> keras.Model:
@@ -331,12 +361,7 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, c
         If the backbone or the idea is unknown, or the frame size does not suit the network.
     """
     size, resnet = preprocessing.size, backbone == 'resnet50'
-    if backbone not in ('small', 'resnet50'):
-        raise ValueError(f"'{backbone}' is no backbone; use 'small' or 'resnet50'.")
-    if size % 16 or size < 64:
-        raise ValueError(f'size is {size} pixels; this network needs a multiple of 16, 64 or more.')
-    if without not in (None, *IDEAS):
-        raise ValueError(f"'{without}' is no idea of this network; leave out one of {', '.join(IDEAS)}.")
+    _check_network(size, backbone, without)
     mirrored = without != 'one side'
     embed = (lambda x: x) if without == 'view embedding' else (lambda x: ViewEmbedding(sides=not mirrored)(x))
     frames = keras.Input((len(VIEWS), size, size), dtype='uint8', name='frames')
@@ -349,19 +374,10 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, c
     maps = Folded(head, name='maps', dtype='float32')(features)
     read, out = [features, maps], {'maps': maps if mirrored else OneSide()(maps)}
     if without != 'closer look':
-        squares, centres = CloseUps(name='close_ups')([grey, maps])
-        near, shown = _closer(squares, masks)
-        suspicion = layers.Dense(1, name='suspicion')(near)
-        read.append(layers.Concatenate()([near, suspicion]))
-        if not mirrored: centres = ops.where(_FLIPPED, maps.shape[3] - 1 - centres, centres)
-        out['looks'] = layers.Concatenate(name='looks', dtype='float32')([suspicion, centres])
-        if masks: out['masks'] = layers.Activation('linear', name='masks', dtype='float32')(shown)
+        near, looks = _look_closer(grey, maps, masks, mirrored)
+        read, out = [*read, near], out | looks
     scores = _scores(LocationReadout(name='readout')(read), without != 'sequence')
-    located = Calibration(name='calibration', dtype='float32')(scores)
-    if without != 'noisy-or': out['labels'] = NoisyOr(name='labels', dtype='float32')(located)
-    else:
-        own = layers.Activation('sigmoid', dtype='float32')(layers.Dense(1, name='own')(scores))
-        out['labels'] = layers.Concatenate(name='labels', dtype='float32')([own, located])
+    out['labels'] = _probabilities(scores, without != 'noisy-or')
     ordered = {name: out[name] for name in ('labels', 'maps', 'looks', 'masks') if name in out}
     return keras.Model(frames, ordered, name='vessel')
 

@@ -364,6 +364,17 @@ def apply_threshold(probabilities: pd.DataFrame, threshold: float | np.ndarray =
     names = list(LOCATIONS)
     return probabilities.assign(**(probabilities[names] >= threshold).astype(int))
 
+# %% ../nbs/09_prediction.ipynb #09rw0001
+def _whole_lines(stream) -> tuple[array, int]:
+    "Return where the lines of a file begin, and where the last one ends that is whole."
+    starts, end = array('q'), 0
+    stream.seek(0)
+    for line in stream:
+        if not line.endswith(b'\n'): break
+        starts.append(end)
+        end += len(line)
+    return starts, end
+
 # %% ../nbs/09_prediction.ipynb #9b841cee
 class Rows(Sequence):
     """Rows in a file, one line each, as `rows_of` makes them; only one of them is in memory at a time.
@@ -382,12 +393,8 @@ class Rows(Sequence):
     """
 
     def __init__(self, file: str | Path, facts: dict):
-        self._stream, self._starts, end = open(file, 'a+b'), array('q'), 0
-        self._stream.seek(0)
-        for line in self._stream:
-            if not line.endswith(b'\n'): break
-            self._starts.append(end)
-            end += len(line)
+        self._stream = open(file, 'a+b')
+        self._starts, end = _whole_lines(self._stream)
         self._stream.truncate(end)
         if not end: self.append(facts)
         told = self._line(0)

@@ -74,6 +74,15 @@ def _raise_contrast(frame: np.ndarray, factor: float = 1.25) -> np.ndarray:
     table = np.clip(mean + factor * (np.arange(256) - mean), 0, 255).astype(np.uint8)
     return cv2.LUT(frame, table)
 
+# %% ../nbs/03_preprocessing.ipynb #03cf0001
+def _check_frames(size: int, field: float | None, zooms: list[float]) -> None:
+    "Raise unless frames can have that size, field and those magnifications."
+    if not 16 <= size <= 4096: raise ValueError(f'size is {size} pixels; use 16 to 4096.')
+    if field is not None and not 0.1 <= field <= 1:
+        raise ValueError(f'field is {field}; use 0.1 to 1, or None for the whole frame.')
+    for zoom in zooms:
+        if not 1 <= zoom <= 2: raise ValueError(f'zoom is {zoom}; use 1 to 2.')
+
 # %% ../nbs/03_preprocessing.ipynb #1194a11a
 @dataclass(frozen=True)
 class Preprocessing:
@@ -92,12 +101,8 @@ class Preprocessing:
     again: tuple = (1.1,)       # further readings of a study, each that much larger; their mean counts
 
     def __post_init__(self):
-        if not 16 <= self.size <= 4096: raise ValueError(f'size is {self.size} pixels; use 16 to 4096.')
-        if self.field is not None and not 0.1 <= self.field <= 1:
-            raise ValueError(f'field is {self.field}; use 0.1 to 1, or None for the whole frame.')
         object.__setattr__(self, 'again', tuple(self.again))          # a list, where it was read from a file
-        for zoom in (self.zoom, *(self.zoom * larger for larger in self.again)):
-            if not 1 <= zoom <= 2: raise ValueError(f'zoom is {zoom}; use 1 to 2.')
+        _check_frames(self.size, self.field, [self.zoom, *(self.zoom * larger for larger in self.again)])
 
     def readings(self) -> list[Preprocessing]:
         "Return the settings of each reading of a study, the plain one first."
@@ -118,9 +123,8 @@ class Preprocessing:
     def place_back(self, x: float, y: float, width: int, height: int):
         "Return where a pixel of the square lies in a frame of that size: x and y in pixels."
         _, _, scale = self.place(0, 0, width, height)
-        across = (x + 0.5 - self.size / 2) / scale + width / 2 - 0.5
-        down = (y + 0.5 - self.size / 2) / scale + height / 2 - 0.5
-        return across, down
+        return ((x + 0.5 - self.size / 2) / scale + width / 2 - 0.5,
+                (y + 0.5 - self.size / 2) / scale + height / 2 - 0.5)
 
 # %% ../nbs/03_preprocessing.ipynb #5f0ed388
 def preprocess_frame(frame: np.ndarray, settings: Preprocessing = Preprocessing()) -> np.ndarray:

@@ -713,10 +713,6 @@ def film_head(head: Head, seed: int | Sequence[int], size: int | tuple[int, int]
     size : int or (int, int), optional
         Pixels of a square frame, or width and height; by default one of the scanner's sizes.
     scanner : Scanner
-
-    Returns
-    -------
-    Phantom
     """
     machine = np.random.default_rng(seed).spawn(2)[1]
     size = (tuple(machine.choice(scanner.sizes).tolist()) if size is None
@@ -863,6 +859,28 @@ def _write_head(folders: list[Path], index: str, source: Path, sacs: list, inlet
         rows.append([index, *drawn.labels.tolist()])
     return rows, (head.filling > 0.5).mean(axis=0).round(3)
 
+# %% ../nbs/01d_projection.ipynb #01pr0001
+def _check_call(names: list[str], folders: list[Path], least: dict[str, tuple]) -> None:
+    "Raise unless names and folders differ, the folders are free, and each number is at least so much."
+    if len(set(names)) < len(names):
+        raise ValueError(f'{max(names, key=names.count)} is given twice; '
+                         'each file is one patient and needs a name of its own.')
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ValueError(f'{folders[0]} is named twice; give the twins a folder of their own.')
+    for name, (value, low) in least.items():
+        if value < low: raise ValueError(f'{name} is {value}; use {low} or more.')
+    for folder in folders:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f'{folder} exists and is not an empty folder; choose another or remove it.')
+
+# %% ../nbs/01d_projection.ipynb #01pr0002
+def _check_twins(sources: list[Path], sacs: dict) -> None:
+    "Raise unless each sac of the sources is a label, so that it can be left out."
+    for source in sources:
+        if any(sac.label is None for sac in sacs.get(source.name, [])):
+            raise ValueError(f'{source.name}: a twin needs a sac that is labelled; '
+                             'give its label, or leave the twins out.')
+
 # %% ../nbs/01d_projection.ipynb #6ca6daec
 def project(sources: list, out: str | Path, sacs: str | Path | None = None, inlets: str | Path | None = None,
             twins: str | Path | None = None, axes: str = 'LPS', spacing: float = SPACING, seed: int = 0,
@@ -893,25 +911,13 @@ def project(sources: list, out: str | Path, sacs: str | Path | None = None, inle
     """
     sources, folders = ([Path(source) for source in sources],
                         [Path(folder) for folder in (out, twins) if folder])
-    names = [source.name for source in sources]
-    if len(set(names)) < len(names):
-        raise ValueError(f'{max(names, key=names.count)} is given twice; '
-                         'each file is one patient and needs a name of its own.')
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise ValueError(f'{out} is named twice; give the twins a folder of their own.')
-    for name, value, least in (('seed', seed, 0), ('size', 64 if size is None else np.min(size), 64),
-                               ('workers', abs(workers), 1), ('spacing', spacing, 0.1)):
-        if value < least: raise ValueError(f'{name} is {value}; use {least} or more.')
+    least = {'seed': (seed, 0), 'size': (64 if size is None else np.min(size), 64),
+             'workers': (abs(workers), 1), 'spacing': (spacing, 0.1)}
+    _check_call([source.name for source in sources], folders, least)
     turn_axes(np.zeros((0, 3)), axes)
     sacs = _read_sacs(sacs, sources, axes) if sacs else {}
     inlets = _read_inlets(inlets, sources, axes) if inlets else {}
-    for name in names if twins else []:
-        if any(sac.label is None for sac in sacs.get(name, [])):
-            raise ValueError(f'{name}: a twin needs a sac that is labelled; '
-                             'give its label, or leave the twins out.')
-    for folder in folders:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(f'{folder} exists and is not an empty folder; choose another or remove it.')
+    if twins: _check_twins(sources, sacs)
     return _write_folders(folders, sources, sacs, inlets, axes, spacing, seed, size, scanner, masks, workers)
 
 # %% ../nbs/01d_projection.ipynb #1e79b2ea

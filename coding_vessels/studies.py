@@ -286,6 +286,73 @@ def parse_labels(row: pd.Series) -> tuple[np.ndarray | None, list[tuple[str, str
         return None, [(says, 'make Aneurysm 1 exactly when a location is 1')]
     return labels, []
 
+# %% ../nbs/02_studies.ipynb #02rc0001
+def _index_problem(text: str, seen: dict[str, int]) -> tuple[str, str] | None:
+    "Return what is wrong with an Index and what mends it, or None; `seen` are the lines of those before it."
+    key = canonical_index(text)
+    if not key: return 'the row has no Index', "write the patient's number"
+    if not (_INDEX.fullmatch(key) and _INDEX.fullmatch(text)):
+        return ('the Index is no plain name',
+                'use letters, digits, spaces, dots, hyphens; begin with a letter or digit')
+    if key in seen: return f'the patient stands in line {seen[key]} already', 'keep one of the rows'
+
+# %% ../nbs/02_studies.ipynb #02rc0002
+def _frame_problems(index: str, folder: Path, names: list[list[str]]) -> tuple[list, list]:
+    "Return which views have two frames and which have none, each as file, problem and what mends it."
+    doubled = [(folder / two[1], f'{two[0]} is the same frame', 'keep one of the files')
+               for two in names if len(two) > 1]
+    lacking = [(folder / f'{index}{view}.jpg', f'the frame {view} is missing',
+                'add the image or remove the row') for view, own in zip(VIEWS, names) if not own]
+    if len(lacking) == len(VIEWS):
+        lacking = [(folder, 'there is no frame', 'add the images or remove the row')] if index else []
+        return [], lacking
+    return (doubled, lacking) if _INDEX.fullmatch(index) else ([], [])
+
+# %% ../nbs/02_studies.ipynb #a70221a4
+def _truth_of(csv, index: str) -> Path | None:
+    "Return the truth file of a simulated patient, beside the CSV, or None."
+    path = Path(csv).parent / 'truth' / f'{Path(index).name}.json'
+    return path if path.is_file() else None
+
+# %% ../nbs/02_studies.ipynb #28581f4a
+def _decodable(studies: list[Study], table: pd.DataFrame, problems: list) -> list[Study]:
+    "Return the studies whose frames can all be read, and add what is wrong with the others to `problems`."
+    def unreadable(study):
+        errors = []
+        for path in filter(None, study.frames):
+            try: read_frame(path)
+            except FrameError as error: errors.append((path, str(error)))
+        return errors
+    checks = Parallel(n_jobs=-1, prefer='threads', return_as='generator')(
+        delayed(unreadable)(study) for study in studies)
+    good, lines = [], {row['Index']: line for line, row in table.iloc[::-1].iterrows()}
+    for study, errors in zip(studies, tqdm(checks, total=len(studies), desc='reading frames',
+                                           unit='study', delay=3)):
+        for path, message in errors:
+            problem, mend = message.removeprefix(f'{path} ').split('; ')
+            problems.append((study.index, str(path), lines[study.index], problem, mend.rstrip('.')))
+        if not errors: good.append(study)
+    return good
+
+# %% ../nbs/02_studies.ipynb #02rc0003
+def _read_rows(table: pd.DataFrame, csv, folder: Path, found: dict, labelled: bool, partial: bool,
+               problems: list) -> tuple[list[Study], dict[str, int]]:
+    "Return the usable studies of a table and the line of each index; add to `problems` what is wrong."
+    studies, seen = [], {}
+    for line, row in tqdm(table.iterrows(), 'reading the table', len(table), unit='row', delay=3):
+        key, problem = canonical_index(row['Index']), _index_problem(row['Index'], seen)
+        seen.setdefault(key, line)
+        labels, wrong = parse_labels(row) if labelled else (None, [])
+        names = [found.get((key, view), []) for view in VIEWS]
+        index = row['Index'] if key else ''
+        doubled, lacking = _frame_problems(index, folder, names)
+        faults = [(csv, *fault) for fault in [problem, *wrong] if fault] + doubled
+        problems += [(index, str(file), line, *told) for file, *told in faults + lacking]
+        if not faults and (not lacking or partial and any(names)):
+            frames = _Frames(folder, tuple(own[0] if own else None for own in names))
+            studies.append(Study(row['Index'], frames, labels, _truth_of(csv, row['Index'])))
+    return studies, seen
+
 # %% ../nbs/02_studies.ipynb #1e06a166
 def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, decode: bool = False,
                 partial: bool = False) -> tuple[list[Study], pd.DataFrame]:
@@ -315,76 +382,20 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
     FileNotFoundError, ValueError
         If nothing can be read at all; see `read_table`, `find_frames`.
     """
-    table, folder, studies, problems, seen = read_table(csv), _image_folder(images), [], [], {}
-    found = _frame_names(folder)
+    table, folder = read_table(csv), _image_folder(images)
     missing = [name for name in LABELS if labelled and name not in table.columns]
     if missing: raise ValueError(f'{csv} lacks the columns {", ".join(missing)} in line 1; add them.')
-    note = lambda index, file, line, problem, mend: problems.append((index, str(file), line, problem, mend))
-    for name in table.columns.difference(['Index', *LABELS]):
-        note('', csv, 1, f"unknown column '{name}'", 'it is ignored; remove or rename it')
-    for line, row in tqdm(table.iterrows(), 'reading the table', len(table), unit='row', delay=3):
-        before, key = len(problems), canonical_index(row['Index'])
-        if not key:
-            note('', csv, line, 'the row has no Index', 'write the patient\'s number')
-        elif not (_INDEX.fullmatch(key) and _INDEX.fullmatch(row['Index'])):
-            note(row['Index'], csv, line, 'the Index is no plain name',
-                 'use letters, digits, spaces, dots, hyphens; begin with a letter or digit')
-        elif key in seen:
-            note(row['Index'], csv, line, f'the patient stands in line {seen[key]} already',
-                 'keep one of the rows')
-        seen.setdefault(key, line)
-        labels, wrong = parse_labels(row) if labelled else (None, [])
-        for problem, mend in wrong: note(row['Index'], csv, line, problem, mend)
-        files = [found.get((key, view), []) for view in VIEWS]
-        for view, names in zip(VIEWS, files) if _INDEX.fullmatch(row['Index']) else ():
-            if len(names) > 1:
-                note(row['Index'], folder / names[1], line, f'{names[0]} is the same frame',
-                     'keep one of the files')
-        usable, lacking = len(problems) == before, [view for view, names in zip(VIEWS, files) if not names]
-        if len(lacking) == len(VIEWS) and key:
-            note(row['Index'], folder, line, 'there is no frame',
-                 'add the images or remove the row')
-        for view in lacking if _INDEX.fullmatch(row['Index']) and len(lacking) < len(VIEWS) else ():
-            file = folder / f'{row["Index"]}{view}.jpg'
-            note(row['Index'], file, line, f'the frame {view} is missing', 'add the image or remove the row')
-        if usable and (not lacking or partial and any(files)):
-            frames = _Frames(folder, tuple(names[0] if names else None for names in files))
-            studies.append(Study(row['Index'], frames, labels, _truth_of(csv, row['Index'])))
-    unlisted = {index: names[0] for (index, _), names in reversed(found.items()) if index not in seen}
-    for index in sorted(unlisted):
-        note(index, folder / unlisted[index], '', 'images without a row in the CSV',
-             'add a row or remove the images')
-    if decode:
-        studies = _decodable(studies, {row['Index']: line for line, row in table.iloc[::-1].iterrows()}, note)
+    problems = [('', str(csv), 1, f"unknown column '{name}'", 'it is ignored; remove or rename it')
+                for name in table.columns.difference(['Index', *LABELS])]
+    found = _frame_names(folder)
+    studies, listed = _read_rows(table, csv, folder, found, labelled, partial, problems)
+    unlisted = {index: names[0] for (index, _), names in reversed(found.items()) if index not in listed}
+    problems += [(index, str(folder / unlisted[index]), '', 'images without a row in the CSV',
+                  'add a row or remove the images') for index in sorted(unlisted)]
+    if decode: studies = _decodable(studies, table, problems)
     # objects: strings of Arrow hold no file name in another encoding
     columns = ['Index', 'file', 'line', 'problem', 'mend']
     return studies, pd.DataFrame(problems, columns=columns, dtype=object)
-
-# %% ../nbs/02_studies.ipynb #a70221a4
-def _truth_of(csv, index: str) -> Path | None:
-    "Return the truth file of a simulated patient, beside the CSV, or None."
-    path = Path(csv).parent / 'truth' / f'{Path(index).name}.json'
-    return path if path.is_file() else None
-
-# %% ../nbs/02_studies.ipynb #28581f4a
-def _decodable(studies: list[Study], lines: dict[str, int], note) -> list[Study]:
-    "Return the studies whose frames can all be read, and note the others."
-    def unreadable(study):
-        errors = []
-        for path in filter(None, study.frames):
-            try: read_frame(path)
-            except FrameError as error: errors.append((path, str(error)))
-        return errors
-    checks = Parallel(n_jobs=-1, prefer='threads', return_as='generator')(
-        delayed(unreadable)(study) for study in studies)
-    good = []
-    for study, errors in zip(studies, tqdm(checks, total=len(studies), desc='reading frames',
-                                           unit='study', delay=3)):
-        for path, message in errors:
-            problem, mend = message.removeprefix(f'{path} ').split('; ')
-            note(study.index, path, lines[study.index], problem, mend.rstrip('.'))
-        if not errors: good.append(study)
-    return good
 
 # %% ../nbs/02_studies.ipynb #ae2ea469
 def split_studies(studies: list[Study], shares: tuple[float, ...] = (0.7, 0.15, 0.15),

@@ -7,7 +7,8 @@ from scipy.stats import binomtest
 
 from coding_vessels.anatomy import LABELS, LOCATIONS
 from coding_vessels.cli import main
-from coding_vessels.evaluation import TRIVIAL, by_size, compare, delong_test, describe, evaluate
+from coding_vessels.evaluation import TRIVIAL, by_size, compare, describe, evaluate
+from coding_vessels.statistics import delong_test
 
 
 def cohort(patients, seed=0):

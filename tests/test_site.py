@@ -68,11 +68,11 @@ def test_every_notebook_and_public_name_has_its_place(site):
     assert notebooks == {path.stem for path in (site / "notebooks").rglob("[0-9]*.html")}
     listed = (site / "llms.txt").read_text(encoding="utf-8")
     assert all(f"{name}.html" in listed for name in notebooks)
-    from coding_vessels import evaluation
+    from coding_vessels import projection
 
-    text = (site / "api" / "evaluation.html").read_text(encoding="utf-8")
-    named = [name for name in evaluation.__all__ if callable(getattr(evaluation, name))]
-    assert len(named) > 20 and all(f'id="coding_vessels.evaluation.{name}"' in text for name in named)
+    text = (site / "api" / "projection.html").read_text(encoding="utf-8")
+    named = [name for name in projection.__all__ if callable(getattr(projection, name))]
+    assert len(named) > 15 and all(f'id="coding_vessels.projection.{name}"' in text for name in named)
 
 
 def test_what_serves_the_tests_is_not_shown(site):
