@@ -14,7 +14,6 @@ from csv import Error as CSVError
 from csv import reader
 from dataclasses import dataclass
 from pathlib import Path
-from sys import intern
 
 import numpy as np
 import pandas as pd
@@ -78,14 +77,19 @@ def _image_folder(images) -> Path:
     return folder / 'images' if (folder / 'images').is_dir() else folder
 
 # %% ../nbs/02_studies.ipynb #beff23bd
-def _frame_names(folder: Path) -> dict[tuple[str, str], list[str]]:
-    "Return the names of the image files of a folder, by patient and view; each text is kept once."
+def _frame_names(folder: Path) -> dict[str, list[str]]:
+    "Return the names of the image files of a folder, by patient."
     found = {}
     for file in sorted(os.listdir(folder)):
         if name := _FRAME_NAME.fullmatch(file):
-            key = intern(canonical_index(name['index'])), intern(name['view'].upper())
-            found.setdefault(key, []).append(file)
+            found.setdefault(canonical_index(name['index']), []).append(file)
     return found
+
+
+def _by_view(names: list[str]) -> list[list[str]]:
+    "Return those of one patient's files that show each of the eight views."
+    views = [_FRAME_NAME.fullmatch(name)['view'].upper() for name in names]
+    return [[name for name, own in zip(names, views) if own == view] for view in VIEWS]
 
 # %% ../nbs/02_studies.ipynb #36c270be
 def find_frames(images: str | Path) -> dict[tuple[str, str], list[Path]]:
@@ -107,7 +111,9 @@ def find_frames(images: str | Path) -> dict[tuple[str, str], list[Path]]:
         If there is no such folder.
     """
     folder = _image_folder(images)
-    return {key: [folder / name for name in names] for key, names in _frame_names(folder).items()}
+    return {(index, view): [folder / name for name in own]
+            for index, names in _frame_names(folder).items()
+            for view, own in zip(VIEWS, _by_view(names)) if own}
 
 # %% ../nbs/02_studies.ipynb #c5a7a776
 class FrameError(ValueError):
@@ -343,7 +349,7 @@ def _read_rows(table: pd.DataFrame, csv, folder: Path, found: dict, labelled: bo
         key, problem = canonical_index(row['Index']), _index_problem(row['Index'], seen)
         seen.setdefault(key, line)
         labels, wrong = parse_labels(row) if labelled else (None, [])
-        names = [found.get((key, view), []) for view in VIEWS]
+        names = _by_view(found.get(key, []))
         index = row['Index'] if key else ''
         doubled, lacking = _frame_problems(index, folder, names)
         faults = [(csv, *fault) for fault in [problem, *wrong] if fault] + doubled
@@ -389,9 +395,8 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
                 for name in table.columns.difference(['Index', *LABELS])]
     found = _frame_names(folder)
     studies, listed = _read_rows(table, csv, folder, found, labelled, partial, problems)
-    unlisted = {index: names[0] for (index, _), names in reversed(found.items()) if index not in listed}
-    problems += [(index, str(folder / unlisted[index]), '', 'images without a row in the CSV',
-                  'add a row or remove the images') for index in sorted(unlisted)]
+    problems += [(index, str(folder / found[index][0]), '', 'images without a row in the CSV',
+                  'add a row or remove the images') for index in sorted(found.keys() - listed.keys())]
     if decode: studies = _decodable(studies, table, problems)
     # objects: strings of Arrow hold no file name in another encoding
     columns = ['Index', 'file', 'line', 'problem', 'mend']
