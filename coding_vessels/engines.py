@@ -237,21 +237,22 @@ class _Together:
         "Answer those who have waited longest."
         size = min(self.count, len(self.waiting))
         studies, futures = zip(*(self.waiting.popleft() for _ in range(size)))
-        batch = np.zeros((self.count, *studies[0].shape), np.uint8)
-        batch[:size] = studies
-        try: answers = self.model.predict_on_batch(batch)
+        try:
+            batch = np.zeros((self.count, *studies[0].shape), np.uint8)
+            batch[:size] = studies
+            answers = self.model.predict_on_batch(batch)
+            each = [{name: np.array(value[i]) for name, value in answers.items()} for i in range(size)]
         except Exception as error:
             for future in futures: future.set_exception(error)
         else:
-            for i, future in enumerate(futures):
-                future.set_result({name: np.asarray(value[i]) for name, value in answers.items()})
+            for future, answer in zip(futures, each): future.set_result(answer)
 
 # %% ../nbs/08a_engines.ipynb #edcb7f05
 def _keras(path: Path) -> Engine:
     from coding_vessels.model import load_model, preprocessing_of, thresholds_of
     from coding_vessels.training import find_device
     model, (_, precision) = load_model(path), find_device()
-    count = 1 if precision == 'float32' else WORKERS            # as suits a processor; a card
+    count = 1 if precision == 'float32' else WORKERS            # batches help only a card
     return Engine('keras', path, 'float32', _digest(path), preprocessing_of(model), thresholds_of(model),
                   _Together(model, count))
 

@@ -352,7 +352,8 @@ def compare(truth: pd.DataFrame, one: list[pd.DataFrame], other: list[pd.DataFra
         over the same draws; no interval for the calibration error, nor where no draw differs from another.
     """
     y, number = truth.to_numpy(float), min(len(one), len(other))
-    first, second = ([align(truth, table).to_numpy(float) for table in tables[:number]]
+    # not assessed: ranked last, as in `evaluate`
+    first, second = ([np.nan_to_num(align(truth, table).to_numpy(float)) for table in tables[:number]]
                      for tables in (one, other))
     names = list(figures(y, *first))
     score = lambda y, *parts: np.subtract(list(figures(y, *parts[:number]).values()),

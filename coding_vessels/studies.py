@@ -304,7 +304,10 @@ def _index_problem(text: str, seen: dict[str, int]) -> tuple[str, str] | None:
 
 # %% ../nbs/02_studies.ipynb #02rc0002
 def _frame_problems(index: str, folder: Path, names: list[list[str]]) -> tuple[list, list]:
-    "Return which views have two frames and which have none, each as file, problem and what mends it."
+    """Return which views have two frames and which have none, each as file, problem and what mends it.
+
+    If there is no frame at all, one finding says so. Of an Index that is no plain name nothing else is said.
+    """
     doubled = [(folder / two[1], f'{two[0]} is the same frame', 'keep one of the files')
                for two in names if len(two) > 1]
     lacking = [(folder / f'{index}{view}.jpg', f'the frame {view} is missing',
@@ -350,10 +353,9 @@ def _read_rows(table: pd.DataFrame, csv, folder: Path, found: dict, labelled: bo
         seen.setdefault(key, line)
         labels, wrong = parse_labels(row) if labelled else (None, [])
         names = _by_view(found.get(key, []))
-        index = row['Index'] if key else ''
-        doubled, lacking = _frame_problems(index, folder, names)
+        doubled, lacking = _frame_problems(row['Index'], folder, names)
         faults = [(csv, *fault) for fault in [problem, *wrong] if fault] + doubled
-        problems += [(index, str(file), line, *told) for file, *told in faults + lacking]
+        problems += [(row['Index'], str(file), line, *told) for file, *told in faults + lacking]
         if not faults and (not lacking or partial and any(names)):
             frames = _Frames(folder, tuple(own[0] if own else None for own in names))
             studies.append(Study(row['Index'], frames, labels, _truth_of(csv, row['Index'])))

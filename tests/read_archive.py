@@ -1,4 +1,4 @@
-"""Reads an archive of simulated patients in four ways and compares the files.
+"""Reads an archive of simulated patients in three ways and compares the files.
 
     python tests/read_archive.py [--studies 20000] [--model FILE]
 
@@ -86,7 +86,7 @@ def small_model(file):
 
 
 def compare(folder, count, model):
-    """Read `count` studies in the four ways; return seconds and memory of each."""
+    """Read 200 studies, then `count` of them in three ways; return seconds and memory of each."""
     made = write_cohort(folder / "patients", 12, seed=4, size=256)
     studies, _ = read_cohort(made / "test.csv", made, labelled=False)
     model = ("--model", model) if model else small_model(folder / "small.keras")
