@@ -27,8 +27,8 @@ from joblib import cpu_count
 
 from .anatomy import (FRONTAL, LABELS, LOCATIONS, MIRRORED, MIRROR_LABELS, MIRROR_VIEWS, SHOWN,
                                     STRUCTURES, VIEWS, mirror_study, structure_of, views_of)
-from .preprocessing import Preprocessing, preprocess_frame, preprocess_study
-from .studies import FrameError, Study
+from .preprocessing import Preprocessing, preprocess_frame, preprocess_frames, usable
+from .studies import FrameError, Study, read_frame
 
 # %% auto #0
 __all__ = ['PREPROCESSING_VERSION', 'CELL', 'MASK', 'SQUARE', 'REACH', 'load_study', 'cache_size', 'marks_of', 'load_marks',
@@ -37,7 +37,7 @@ __all__ = ['PREPROCESSING_VERSION', 'CELL', 'MASK', 'SQUARE', 'REACH', 'load_stu
            'phantom_batches', 'square_batches']
 
 # %% ../nbs/04_batches.ipynb #1a0e4e68
-PREPROCESSING_VERSION = 1    # raise it when 03_preprocessing gives other frames: old caches are left alone
+PREPROCESSING_VERSION = 2    # raise it when 03_preprocessing gives other frames: old caches are left alone
 
 
 def _cached(study: Study, settings: Preprocessing, cache: str | Path) -> Path:
@@ -49,11 +49,18 @@ def _cached(study: Study, settings: Preprocessing, cache: str | Path) -> Path:
     name = hashlib.sha256(made.encode()).hexdigest()[:32]
     return Path(cache) / f'{name}.npy'
 
+
+def _prepared(study: Study, settings: Preprocessing) -> np.ndarray:
+    "Return the preprocessed frames of a study; zeros where one is missing or of no use, as in prediction."
+    frames = [path and read_frame(path) for path in study.frames]
+    return preprocess_frames([frame if frame is not None and usable(frame) else None for frame in frames],
+                             settings)
+
 # %% ../nbs/04_batches.ipynb #0eb4ebd6
 def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache: str | Path | None = None
               ) -> np.ndarray:
-    """Return the eight preprocessed frames of a study, zeros for missing views, from the cache where they
-    are there.
+    """Return the eight preprocessed frames of a study, zeros for views that are missing or of no use, from
+    the cache where they are there.
 
     Parameters
     ----------
@@ -71,11 +78,11 @@ def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache: s
     FrameError
         If a frame cannot be read.
     """
-    if cache is None: return preprocess_study(study, settings)
+    if cache is None: return _prepared(study, settings)
     file = _cached(study, settings, cache)
     try: return np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError): pass                    # not there yet, or damaged: made anew
-    frames = preprocess_study(study, settings)
+    frames = _prepared(study, settings)
     Path(cache).mkdir(parents=True, exist_ok=True)
     beside = file.with_suffix(f'.{uuid4().hex}.partial')                 # other machines may make it, too
     try:
@@ -192,7 +199,8 @@ def augment_study(frames: np.ndarray, labels: np.ndarray, rng: np.random.Generat
         frames, labels = mirror_study(frames), labels[MIRROR_LABELS]
         if marks is not None: marks = _mirror_marks(marks, size)
     for i, frame in enumerate(frames):
-        changed[i], move, scale = _changed(frame, rng, settings)
+        moved, move, scale = _changed(frame, rng, settings)
+        changed[i] = moved if frame.any() else 0                        # what is missing stays so
         if marks is not None:
             here = marks[:, 0] == i
             marks[here, 2:4] = marks[here, 2:4] @ move[:, :2].T + move[:, 2]
@@ -392,6 +400,7 @@ def draw_pair(seed: Sequence[int], population, scanner, settings: Preprocessing
         much of each 4 x 4 pixels shows an aneurysm, (2, 8, size // 4, size // 4), uint8, 0 to 255.
     """
     from coding_vessels.phantom import draw_twins
+    if settings.zoom != 1: raise ValueError(f'zoom is {settings.zoom}; twins are drawn with a zoom of 1.')
     rng, field = np.random.default_rng([*seed, 1]), settings.field or 1.0
     fields = {'field_of_view': tuple(field * side for side in scanner.field_of_view),
               'letters': 0, 'collimated': 0, 'rounded': 0}

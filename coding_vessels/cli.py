@@ -28,7 +28,8 @@ SIMULATED_ONLY = ('The weights that ship with the package were trained on simula
 def _lost(problems, studies):
     "Return Index and error of the rows of the CSV that `read_cohort` left out."
     used = [study.index for study in studies]
-    lost = problems[problems.line.ne('') & problems.line.ne(1) & ~problems.Index.isin(used)]
+    twice = problems.problem.str.startswith('the patient stands in line')     # the first of both rows is used
+    lost = problems[problems.line.ne('') & problems.line.ne(1) & (~problems.Index.isin(used) | twice)]
     return lost.assign(error=lost.file + ': ' + lost.problem + '; ' + lost.mend + '.')[['Index', 'error']]
 
 # %% ../nbs/11_cli.ipynb #4a0c9f12
@@ -336,7 +337,7 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
     if args.shard:
         studies, first = _shard(args, studies)
         lost = lost if first else lost[:0]                              # the first shard lists them
-    facts = _facts(args, engine) | {'frames': prediction.fingerprint(studies)}
+    facts = _facts(args, engine) | {'frames': prediction.fingerprint(studies), 'left out': lost.to_csv()}
     if args.resume and _finished(record, facts):
         return 3 if files['errors'].exists() else 0, [(f'{args.out}: this prediction was finished before.',
                                                        sys.stdout)]
@@ -427,11 +428,18 @@ def _places(pictures: Path | None, folder, before: set[Path]) -> list[Path]:
     return places
 
 # %% ../nbs/11_cli.ipynb #86e2b5d9
+def _content(file) -> str | None:
+    "Return a digest of what a file holds; None without one."
+    from hashlib import sha256
+    return None if file is None else sha256(Path(file).read_bytes()).hexdigest()[:32]
+
+
 def _facts(args, engine) -> dict:
     "Return what the result of a prediction depends on, apart from the frames."
     words = {name: None if getattr(args, name) is None else str(getattr(args, name))
              for name in ('csv', 'images', 'out', 'threshold', 'require_all', 'shard', 'overlays', 'report',
                           'truth', 'patients')}
+    words |= {f'content of {name}': _content(getattr(args, name)) for name in ('truth', 'patients')}
     return {'coding_vessels': __version__} | words | {'model': engine.file.name, 'weights': engine.source,
                                                       'engine': engine.name, 'precision': engine.precision}
 

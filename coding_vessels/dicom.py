@@ -375,6 +375,7 @@ def propose_mapping(source: str | Path, mapping: str | Path) -> pd.DataFrame:
     table = pd.DataFrame([{'file': name} | _proposed(files[name]) for name in sorted(files)]).fillna('')
     if 'Patient' not in table: raise ValueError(f'{source} holds no file that is readable DICOM.')
     again = table['view'].isin(VIEWS) & table.duplicated(['Patient', 'study', 'view'])
+    again &= (table['Patient'] != '') & (table['study'] != '')         # else nobody knows that it is the same
     table.loc[again, ['view', 'unsure']] = '-', 'another file shows this view of the study'
     table = table.sort_values('unsure', key=lambda why: why == '', kind='stable')
     first = ['file', 'Patient', 'study', 'view', 'unsure']

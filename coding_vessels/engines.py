@@ -378,7 +378,7 @@ def average(engines: list[Engine]) -> Engine:
     -------
     Engine
         One engine is returned as it is. Of several, 'labels' and, if all have them, 'maps' are averaged, and
-        the thresholds; `source` is the SHA-256 of their sources.
+        the thresholds; 'each' holds the labels one by one; `source` is the SHA-256 of their sources.
 
     Raises
     ------
@@ -395,7 +395,8 @@ def average(engines: list[Engine]) -> Engine:
     def answer(frames):
         answers = [engine.answer(frames) for engine in engines]
         common = [name for name in ('labels', 'maps') if all(name in one for one in answers)]
-        return {name: np.mean([one[name] for one in answers], axis=0) for name in common}
+        each = np.stack([one['labels'] for one in answers])       # for studies that lack views
+        return {name: np.mean([one[name] for one in answers], axis=0) for name in common} | {'each': each}
 
     told = lambda values: ' + '.join(dict.fromkeys(values))
     return Engine(told(engine.name for engine in engines), Path(' + '.join(e.file.name for e in engines)),

@@ -127,6 +127,11 @@ def read_prediction(output: str | Path, probabilities: str | Path | None = None)
         index = wrong.idxmax()
         one, other = table.Aneurysm[index], flags.Aneurysm[index]
         raise ValueError(f'{path}: Aneurysm of patient {index} is {one} but {other} in {output}; {remedy}.')
+    places = list(LOCATIONS)
+    unknown = ((flags[places] >= 0.5) & table[places].isna()).any(axis=1)
+    if unknown.any():
+        raise ValueError(f'{path}: patient {unknown.idxmax()} has no probability at a place that {output} '
+                         'flags; its row is cut off: predict again.')
     return [flags, table]
 
 # %% ../nbs/08_evaluation.ipynb #2b8a9218
@@ -158,24 +163,24 @@ def read_findings(cohort: str | Path, output: pd.DataFrame, positions: pd.DataFr
     -------
     DataFrame
         One row for each aneurysm and view that shows it: Index, location, kind, diameter_mm, view, clear (its
-        share of the contrast medium within its outline), found (flagged), and distance from the predicted
-        place as a share of the frame's width, or not-a-number.
+        share of the contrast medium within its outline), found (flagged), distance from the predicted place
+        as a share of the frame's width, or not-a-number, and sac, its number in the patient, from 0.
     """
     places, rows = positions.assign(Index=positions.Index.map(canonical_index)).set_index(
         ['Index', 'location', 'view'])[['x', 'y']], []
     for index in output.index:
         truth = json.loads((Path(cohort) / f'truth/{index}.json').read_text(encoding='utf-8'))
-        for aneurysm in truth['aneurysms']:
-            location, found = aneurysm['location'], bool(output.loc[index, aneurysm['location']])
+        for sac, aneurysm in enumerate(truth['aneurysms']):
+            location, found = aneurysm['location'], bool(output.loc[index, aneurysm['location']] >= 0.5)
             for view in views_of(location):
                 seen, key = aneurysm['views'][view], (index, location, view)
                 x, y = places.loc[key] if key in places.index else (np.nan, np.nan)
                 distance = np.hypot(x - seen['x'], y - seen['y']) / truth['size'][0]
                 if seen['visible']:
                     rows.append((index, location, aneurysm['kind'], aneurysm['diameter_mm'], view,
-                                 seen['clear'], found, distance))
+                                 seen['clear'], found, distance, sac))
     return pd.DataFrame(rows, columns=['Index', 'location', 'kind', 'diameter_mm', 'view', 'clear', 'found',
-                                       'distance'])
+                                       'distance', 'sac'])
 
 # %% ../nbs/08_evaluation.ipynb #0f5ca93b
 def by_size(findings: pd.DataFrame, edges: Sequence[float] = (0, 3, 5, 10, 100)) -> pd.DataFrame:
@@ -194,7 +199,7 @@ def by_size(findings: pd.DataFrame, edges: Sequence[float] = (0, 3, 5, 10, 100))
         One row a group: aneurysms, found, found low, found high, placed, placed low, placed high; the
         intervals are 95 %, over patients.
     """
-    each = findings.groupby(['Index', 'location'], as_index=False).first()
+    each = findings.groupby(['Index', 'location', 'sac'], as_index=False).first()
     flagged = findings[findings.found.astype(bool)]
     sizes, rows = pd.IntervalIndex.from_breaks(edges, closed='left', name='diameter_mm'), []
     for size in sizes:
@@ -430,7 +435,7 @@ def with_reader(truth: pd.DataFrame, output: pd.DataFrame, read: pd.DataFrame) -
         specificity over places, alone and with the reader, each with score, low and high.
     """
     names = list(LOCATIONS)
-    y, alone, both = (table[names].to_numpy(bool)
+    y, alone, both = ((table[names] >= 0.5).to_numpy()
                       for table in (truth, align(truth, output), align(truth, read)))
     patients = np.repeat(np.arange(len(y)), len(names)).reshape(y.shape)
     rows = {}

@@ -121,7 +121,9 @@ def read_frames(engine: Engine, frames: list[np.ndarray]) -> dict:
     answers = [engine.answer(preprocess_frames(frames, settings))
                for settings in engine.preprocessing.readings()]
     present = np.array([frame is not None for frame in frames])
-    return answers[0] | {'labels': np.mean([assess(answer['labels'], present) for answer in answers], axis=0)}
+    # several models are assessed one by one: the mean's chance of any aneurysm is not the mean chance
+    each = [labels for answer in answers for labels in answer.get('each', [answer['labels']])]
+    return answers[0] | {'labels': np.mean([assess(labels, present) for labels in each], axis=0)}
 
 # %% ../nbs/09_prediction.ipynb #36b3770d
 @dataclass

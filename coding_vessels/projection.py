@@ -416,8 +416,12 @@ def find_inlets(network: Network, given: dict | None = None) -> dict[str, int]:
     """Return the point of the network at which each injection enters: 'LI', 'RI', and 'LV' or 'RV' or both;
     some may be given, in mm.
     """
-    points, found = network.points, {name: int(cKDTree(network.points).query(point)[1])
-                                     for name, point in (given or {}).items()}
+    points, found = network.points, {}
+    for name, point in (given or {}).items():
+        gap, found[name] = cKDTree(points).query(point)
+        if gap > 10:
+            raise ValueError(f'the inlet {name} lies {gap:.0f} mm from any vessel; '
+                             'see its numbers, and where the axes point.')
     ends, radii = _low_ends(network)
     x, y, z = points[ends].T
     x, z = x - np.percentile(points[:, 0], [1, 99]).mean(), z - points[:, 2].min()
@@ -658,6 +662,11 @@ def _describe(sac: Sac, points: np.ndarray, amounts: np.ndarray, filling: np.nda
               spacing: float) -> Aneurysm:
     "Return a sac's truth; it fills as its neck does, and at least where its location ordinarily shows."
     shown = {view[:2] for view in views_of(sac.location)}
+    own = max(share for name, share in zip(INJECTIONS, filling) if name in shown)
+    crosses = sac.location.endswith(('ACA', 'ACOM'))               # one side may fill both
+    if own < 0.05 and max(filling) > 0.5 and not crosses:
+        raise ValueError(f'a sac of {sac.location} is filled by {INJECTIONS[int(np.argmax(filling))]} only; '
+                         'see its side, and where the axes point.')
     brought = {name: 1.0 if name in shown else float(share)
                for name, share in zip(INJECTIONS, filling) if name in shown or share > 0.2}
     centre = (np.average(points, axis=0, weights=amounts) if sac.point is None
@@ -769,7 +778,7 @@ def _read_sacs(path, sources: list[Path], axes: str) -> dict[str, list[Sac]]:
         if row['location'] not in LOCATIONS:
             raise ValueError(f"{path}, row {k + 2}: '{row['location']}' is no location; "
                              f"use one of {', '.join(LOCATIONS)}.")
-        if row['file'].endswith(TREES):
+        if row['file'].lower().endswith(TREES):
             raise ValueError(f'{path}, row {k + 2}: a tree holds no sac; give a surface or a label volume.')
         if pd.notna(row.get('label')):
             sac = Sac(row['location'], label=int(_numbers(path, k + 2, row, ['label'])[0]))
@@ -784,7 +793,7 @@ def _read_sacs(path, sources: list[Path], axes: str) -> dict[str, list[Sac]]:
     return sacs
 
 # %% ../nbs/01d_projection.ipynb #669096c7
-def _axes_of(name: str, axes: str) -> str: return 'RAS' if name.endswith(VOLUMES) else axes
+def _axes_of(name: str, axes: str) -> str: return 'RAS' if name.lower().endswith(VOLUMES) else axes
 
 # %% ../nbs/01d_projection.ipynb #b9e74ad5
 def _read_inlets(path, sources: list[Path], axes: str) -> dict[str, dict]:
@@ -829,7 +838,9 @@ def read_head(path: str | Path, sacs: list[Sac] = (), inlets: dict | None = None
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist; give a surface, a label volume or a tree.')
     try:
-        if path.name.lower().endswith(TREES): return place_tree(read_tree(path, axes), inlets)
+        if path.name.lower().endswith(TREES):
+            if sacs: raise ValueError('a tree holds no sac; give a surface or a label volume.')
+            return place_tree(read_tree(path, axes), inlets)
         if path.name.lower().endswith(VOLUMES): return place_volume(read_labels(path, spacing), sacs, inlets)
         if path.suffix.lower() in SURFACES:
             return place_volume(read_surface(path, axes, spacing), sacs, inlets)

@@ -127,7 +127,8 @@ class _Ordered:
         self.pages, self.content = pages, hashlib.sha256()
         risks = []
         for page in pages:
-            told = [page['index'], page['risk'], *(place['probability'] for place in page['locations'])]
+            places = [(place['probability'], place['flagged']) for place in page['locations']]
+            told = [page['index'], page['risk'], *places]
             self.content.update(json.dumps(told).encode())
             risks.append(page['risk'])
         self.content = self.content.hexdigest()[:16]

@@ -306,17 +306,16 @@ def split_patients(studies: list[Study], settings: Settings) -> list[list[Study]
     return parts
 
 # %% ../nbs/07_training.ipynb #10b74884
-def _mark(study: Study) -> str:
-    "Return what makes a study known again: the digest of its first frame; its index if it has none."
-    first = next((path for path in study.frames if path), None)
-    if first is None: return canonical_index(study.index)
-    with open(first, 'rb') as stream: return hashlib.file_digest(stream, 'sha256').hexdigest()
+def _marks(study: Study) -> set[str]:
+    "Return what makes a study known again: the digests of its frames; its index if it has none."
+    digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in study.frames if path}
+    return digests or {canonical_index(study.index)}
 
 # %% ../nbs/07_training.ipynb #621fb4d4
 def keep_apart(studies: list[Study], validation: list[Study], start: str | None = None) -> None:
     "Raise if frames that train would validate, too, or patients whom the start model was trained on."
-    trained, met = set(map(_mark, studies)), patients_met(start)[0]
-    known = lambda study: _mark(study) in trained or canonical_index(study.index) in met
+    trained, met = set().union(*map(_marks, studies)), patients_met(start)[0]
+    known = lambda study: bool(_marks(study) & trained) or canonical_index(study.index) in met
     both = [study.index for study in validation if known(study)]
     more = f' and {len(both) - 5} more' if len(both) > 5 else ''
     if both:
@@ -411,6 +410,7 @@ def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cac
     scores = np.stack(each).astype(float)
     layer, (slope, offset) = model.get_layer('calibration'), fit_calibration(scores, labels)
     probabilities = expit(slope * scores + offset).mean(axis=0)
+    probabilities[labels[:, 1:] < 0] = 0                    # not assessed, so never flagged
     thresholds = choose_thresholds(probabilities, labels[:, 1:] == 1, specificity)
     layer.slope.assign(slope)
     layer.offset.assign(offset)
@@ -483,6 +483,13 @@ def training_batches(model: keras.Model, studies: list[Study], settings: Setting
         yield frames, targets
 
 # %% ../nbs/07_training.ipynb #93f2ab09
+def _any_aneurysm(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    "Return the probability of an aneurysm at a place that is known, (n,), from both, (n, 22)."
+    known = labels[:, 1:] >= 0
+    seen = 1 - np.where(known, 1 - probabilities[:, 1:], 1).prod(axis=1)
+    return np.where(known.all(axis=1), probabilities[:, 0], seen)
+
+
 def validate(learner: keras.Model, studies: list[Study], settings: Settings, losses: dict,
              cache: str | Path | None = None) -> dict[str, float]:
     """Return what losses come to on studies, as means over them, and the AUROC of `Aneurysm`.
@@ -507,11 +514,11 @@ def validate(learner: keras.Model, studies: list[Study], settings: Settings, los
     rows, sick, chance = [], [], []
     for frames, targets in training_batches(learner, studies, replace(settings, augmentation=None), cache):
         answer = learner.predict_on_batch(frames)
-        pair = lambda name: map(ops.convert_to_tensor, (targets[name], answer[name]))
+        pair = lambda name: (ops.cast(values[name], 'float32') for values in (targets, answer))
         each = [float(ops.mean(loss(*pair(name)))) for name, loss in losses.items()]
         rows += [each] * len(frames)
         sick += targets['labels'][:, 0].tolist()
-        chance += np.asarray(answer['probabilities'], float)[:, 0].tolist()
+        chance += _any_aneurysm(np.asarray(answer['probabilities'], float), targets['labels']).tolist()
     means = dict(zip(losses, np.mean(rows, axis=0)))
     told = len(set(sick)) == 2 and np.isfinite(chance).all()
     auroc = float(roc_auc_score(sick, chance)) if told else np.nan

@@ -16,9 +16,11 @@ processor with TensorFlow its convolutions are, where it can. As many processes 
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
+import sys
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -194,6 +196,15 @@ def teach(network, run, share):
     network.set_weights([np.mean(weights, axis=0) for weights in zip(*kept)])
 
 
+def same_call(run, **words):
+    """Note in the folder what it was begun with; stop if that was something else, for its files are of that."""
+    file = run / "call.json"
+    kept = json.loads(file.read_text()) if file.exists() else words
+    if any(kept.get(name, value) != value for name, value in words.items()):
+        sys.exit(f"{run} was begun with {kept}, now it is {words}; choose another folder.")
+    file.write_text(json.dumps(kept | words))
+
+
 def readings(network, run, pairs):
     """Return what the last layers read of pairs of twins, (pairs, 2, 21, 4, features), and the labels, (pairs, 2, 22)."""
     file, reader = run / f"readings-{pairs}.npz", keras.Model(network.input, network.get_layer("readout").output)
@@ -275,6 +286,8 @@ if __name__ == "__main__":
     parser.add_argument("--share", type=float, default=1.0)
     args = parser.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)
+    begun = {} if args.calibrate else {"start": args.start and hashlib.sha256(args.start.read_bytes()).hexdigest()}
+    same_call(args.run, share=args.share, **begun)
 
     keras.utils.set_random_seed(101)
     if args.calibrate:

@@ -28,7 +28,7 @@ import cv2
 import keras
 import numpy as np
 from joblib import cpu_count
-from make_weights import norms, positive_weights
+from make_weights import norms, positive_weights, same_call
 from make_weights import optimizer as adamw
 
 from coding_vessels.batches import draw_pair, in_order
@@ -248,5 +248,6 @@ if __name__ == "__main__":
     if keras.backend.backend() != "jax":
         parser.error("this wants JAX: set KERAS_BACKEND=jax")
     args.run.mkdir(parents=True, exist_ok=True)
+    same_call(args.run, trial=args.trial)
     keras.utils.set_random_seed(101)
     teach(args.run, args.trial)

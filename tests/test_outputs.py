@@ -78,3 +78,19 @@ def test_folder_name_in_another_encoding(cohort, tmp_path):
     finally:
         (cohort / "images" / "gone.jpg").rename(cohort / "images" / "1001LI-A.jpg")
     assert len(pd.read_csv(tmp_path / "output.csv")) == 3 and (tmp_path / "r.html").exists()
+
+
+def test_resume_knows_tables_that_changed(tmp_path):
+    """A prediction that read another truth or other histories is not the same."""
+    from types import SimpleNamespace
+
+    from coding_vessels.cli import _facts
+
+    names = "csv", "images", "out", "threshold", "require_all", "shard", "overlays", "report", "truth"
+    args = SimpleNamespace(**dict.fromkeys(names), patients=str(tmp_path / "patients.csv"))
+    engine = SimpleNamespace(file=tmp_path, source="s", name="n", precision="p")
+    told = []
+    for age in (40, 40, 75):
+        (tmp_path / "patients.csv").write_text(f"Index,age\n1001,{age}\n")
+        told.append(_facts(args, engine))
+    assert told[0] == told[1] != told[2]
