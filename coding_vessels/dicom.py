@@ -394,6 +394,12 @@ class _Kept(NamedTuple):
     doubts: list[tuple[str, str]]
 
 # %% ../nbs/02a_dicom.ipynb #b81cf448
+def _upright(dataset) -> bool:
+    "Return whether a DICOM object says nothing else than that its columns run to the feet."
+    ends = re.findall('[A-Z]+', tag_of(dataset, 'PatientOrientation'))
+    return not ends or ends[0][0] not in 'FH' and (len(ends) < 2 or ends[1][0] == 'F')
+
+
 def _doubts(dataset, view: str, mirrored: bool | None) -> list[tuple[str, str]]:
     "Return what should be looked at in the frame of a DICOM object."
     belongs = ("; the patient's left belongs at the right" if view.endswith('A')
@@ -402,7 +408,8 @@ def _doubts(dataset, view: str, mirrored: bool | None) -> list[tuple[str, str]]:
     doubts = [(tag_of(dataset, 'BurnedInAnnotation') != 'NO', 'text may be burned into the frame', ''),
               ('MaskSubtractionSequence' in dataset, unsubtracted, '; export the subtracted run'),
               (mirrored, 'the frame was filmed from the other side, so it was mirrored', belongs),
-              (mirrored is None, 'the file does not say from which side the frame was filmed', belongs)]
+              (mirrored is None, 'the file does not say from which side the frame was filmed', belongs),
+              (not _upright(dataset), 'the file says that the frame does not stand upright', '; turn it')]
     return [(problem, more) for doubted, problem, more in doubts if doubted]
 
 # %% ../nbs/02a_dicom.ipynb #9747b779

@@ -96,11 +96,15 @@ def draw_overlay(frame: np.ndarray, attention: np.ndarray, settings: Preprocessi
 def assess(labels: np.ndarray, present: np.ndarray) -> np.ndarray:
     """Return probabilities, (22,), with NaN for the locations that none of the views `present`, (8,), shows.
 
-    In a study that lacks views, `Aneurysm` is the chance of one at any of the locations that can be assessed.
+    Where some cannot be assessed, `Aneurysm` is the chance of one at any of the others. A network without
+    noisy-or, whose `Aneurysm` is a number of its own, keeps that.
     """
-    if present.all(): return labels
     seen = (SHOWN & present).any(axis=1)
-    return np.concatenate([[1 - np.prod(1 - labels[1:][seen])], np.where(seen, labels[1:], np.nan)])
+    if seen.all(): return labels
+    nowhere = 1 - labels[1:]
+    follows = abs(1 - nowhere.prod() - labels[0]) < 1e-3
+    some = 1 - nowhere[seen].prod() if follows else labels[0]
+    return np.concatenate([[some], np.where(seen, labels[1:], np.nan)])
 
 # %% ../nbs/09_prediction.ipynb #72c81489
 def read_frames(engine: Engine, frames: list[np.ndarray]) -> dict:
