@@ -105,7 +105,7 @@ def test_calibration_error_has_no_interval_but_what_chance_gives():
 
 def test_shares_by_size_have_intervals_over_patients():
     findings = pd.DataFrame({"Index": ["1", "1", "2", "3"], "location": list("abab"), "diameter_mm": 4.0,
-                             "found": True, "distance": [0.01, 0.01, 0.2, 0.01]})
+                             "found": True, "distance": [0.01, 0.01, 0.2, 0.01], "sac": 0})
     row = by_size(findings).loc[pd.Interval(3, 5, closed="left")]
     low, _ = binomtest(4, 4).proportion_ci(method="wilson")
     assert (row["aneurysms"], row["found"], row["found high"]) == (4, 1, 1) and row["found low"] == pytest.approx(low)
