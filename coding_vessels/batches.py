@@ -27,8 +27,8 @@ from joblib import cpu_count
 
 from .anatomy import (FRONTAL, LABELS, LOCATIONS, MIRRORED, MIRROR_LABELS, MIRROR_VIEWS, SHOWN,
                                     STRUCTURES, VIEWS, mirror_study, structure_of, views_of)
-from .preprocessing import Preprocessing, preprocess_frame, preprocess_frames, usable
-from .studies import FrameError, Study, read_frame
+from .preprocessing import Preprocessing, preprocess_frame, preprocess_study
+from .studies import FrameError, Study
 
 # %% auto #0
 __all__ = ['PREPROCESSING_VERSION', 'CELL', 'MASK', 'SQUARE', 'REACH', 'load_study', 'cache_size', 'marks_of', 'load_marks',
@@ -48,13 +48,6 @@ def _cached(study: Study, settings: Preprocessing, cache: str | Path) -> Path:
     made = repr((PREPROCESSING_VERSION, stats, sorted(asdict(replace(settings, again=())).items())))
     name = hashlib.sha256(made.encode()).hexdigest()[:32]
     return Path(cache) / f'{name}.npy'
-
-
-def _prepared(study: Study, settings: Preprocessing) -> np.ndarray:
-    "Return the preprocessed frames of a study; zeros where one is missing or of no use, as in prediction."
-    frames = [path and read_frame(path) for path in study.frames]
-    return preprocess_frames([frame if frame is not None and usable(frame) else None for frame in frames],
-                             settings)
 
 # %% ../nbs/04_batches.ipynb #0eb4ebd6
 def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache: str | Path | None = None
@@ -78,11 +71,11 @@ def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache: s
     FrameError
         If a frame cannot be read.
     """
-    if cache is None: return _prepared(study, settings)
+    if cache is None: return preprocess_study(study, settings)
     file = _cached(study, settings, cache)
     try: return np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError): pass                    # not there yet, or damaged: made anew
-    frames = _prepared(study, settings)
+    frames = preprocess_study(study, settings)
     Path(cache).mkdir(parents=True, exist_ok=True)
     beside = file.with_suffix(f'.{uuid4().hex}.partial')                 # other machines may make it, too
     try:

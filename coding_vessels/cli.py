@@ -337,7 +337,8 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
     if args.shard:
         studies, first = _shard(args, studies)
         lost = lost if first else lost[:0]                              # the first shard lists them
-    facts = _facts(args, engine) | {'frames': prediction.fingerprint(studies), 'left out': lost.to_csv()}
+    left_out = _content(lost.to_csv().encode(errors='surrogateescape'))
+    facts = _facts(args, engine) | {'frames': prediction.fingerprint(studies), 'left out': left_out}
     if args.resume and _finished(record, facts):
         return 3 if files['errors'].exists() else 0, [(f'{args.out}: this prediction was finished before.',
                                                        sys.stdout)]
@@ -428,10 +429,10 @@ def _places(pictures: Path | None, folder, before: set[Path]) -> list[Path]:
     return places
 
 # %% ../nbs/11_cli.ipynb #86e2b5d9
-def _content(file) -> str | None:
-    "Return a digest of what a file holds; None without one."
+def _content(data: bytes) -> str:
+    "Return a digest of a content."
     from hashlib import sha256
-    return None if file is None else sha256(Path(file).read_bytes()).hexdigest()[:32]
+    return sha256(data).hexdigest()[:32]
 
 
 def _facts(args, engine) -> dict:
@@ -439,7 +440,8 @@ def _facts(args, engine) -> dict:
     words = {name: None if getattr(args, name) is None else str(getattr(args, name))
              for name in ('csv', 'images', 'out', 'threshold', 'require_all', 'shard', 'overlays', 'report',
                           'truth', 'patients')}
-    words |= {f'content of {name}': _content(getattr(args, name)) for name in ('truth', 'patients')}
+    words |= {f'content of {name}': _content(Path(file).read_bytes()) for name in ('truth', 'patients')
+              if (file := getattr(args, name))}
     return {'coding_vessels': __version__} | words | {'model': engine.file.name, 'weights': engine.source,
                                                       'engine': engine.name, 'precision': engine.precision}
 

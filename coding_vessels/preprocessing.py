@@ -15,7 +15,7 @@ import numpy as np
 from .studies import Study, read_frame
 
 # %% auto #0
-__all__ = ['Preprocessing', 'preprocess_frame', 'preprocess_frames', 'preprocess_study', 'frame_warnings', 'usable',
+__all__ = ['Preprocessing', 'preprocess_frame', 'preprocess_frames', 'frame_warnings', 'usable', 'preprocess_study',
            'view_warnings']
 
 # %% ../nbs/03_preprocessing.ipynb #d6558948
@@ -161,11 +161,6 @@ def preprocess_frames(frames: list[np.ndarray | None],
     missing = np.zeros((settings.size, settings.size), np.uint8)
     return np.stack([missing if frame is None else preprocess_frame(frame, settings) for frame in frames])
 
-
-def preprocess_study(study: Study, settings: Preprocessing = Preprocessing()) -> np.ndarray:
-    "Return a study's preprocessed frames, (8, size, size), uint8, as in VIEWS; 0 where one is missing."
-    return preprocess_frames([path and read_frame(path) for path in study.frames], settings)
-
 # %% ../nbs/03_preprocessing.ipynb #54ef7e42
 # Beginnings of warnings
 _UNUSABLE = 'nearly empty', 'no subtraction angiogram', 'vessels are not dark', 'saturated'
@@ -203,6 +198,15 @@ def frame_warnings(frame: np.ndarray) -> list[str]:
 def usable(frame: np.ndarray) -> bool:
     "Return whether a grey frame, (height, width), uint8, can be read: no warning forbids it."
     return not any(warning.startswith(_UNUSABLE) for warning in frame_warnings(frame))
+
+
+def preprocess_study(study: Study, settings: Preprocessing = Preprocessing()) -> np.ndarray:
+    """Return a study's preprocessed frames, (8, size, size), uint8, as in VIEWS; 0 where one is missing or of
+    no use.
+    """
+    frames = [path and read_frame(path) for path in study.frames]
+    return preprocess_frames([frame if frame is not None and usable(frame) else None for frame in frames],
+                             settings)
 
 # %% ../nbs/03_preprocessing.ipynb #fa42c071
 _PICTURES = {  # what can be told apart

@@ -418,10 +418,11 @@ def find_inlets(network: Network, given: dict | None = None) -> dict[str, int]:
     """
     points, found = network.points, {}
     for name, point in (given or {}).items():
-        gap, found[name] = cKDTree(points).query(point)
+        gap, nearest = cKDTree(points).query(point)
         if gap > 10:
             raise ValueError(f'the inlet {name} lies {gap:.0f} mm from any vessel; '
                              'see its numbers, and where the axes point.')
+        found[name] = int(nearest)
     ends, radii = _low_ends(network)
     x, y, z = points[ends].T
     x, z = x - np.percentile(points[:, 0], [1, 99]).mean(), z - points[:, 2].min()
