@@ -166,6 +166,8 @@ class Population:
     plaques: float = 0.15                           # per patient: narrowed and widened stretches
     stumps: tuple[float, float] = (0.0, 0.0)        # * share of small arteries that end after some mm
     swollen: tuple[float, float] = (0.0, 0.0)       # * how far arteries widen where they branch (log)
+    bulging: tuple[float, float] = (0.0, 0.0)       # * how far they widen elsewhere, every 25 mm (log)
+    bent: tuple[float, float] = (0.0, 0.0)          # * how far the whole head is bent, of 3 mm
     external: float = 0.15                          # branches of the external carotid fill as well
     clipped: float = 0.04                           # per patient: a metal clip from an earlier operation
 
@@ -711,6 +713,43 @@ def _swell(vessels: dict[str, Vessel], population: Population, rng: np.random.Ge
             change += rng.exponential(usual) * np.exp(-((where - where[place]) / reach) ** 2)
         vessel.radii = vessel.radii * np.exp(np.minimum(change, 0.45))
 
+# %% ../nbs/01_arteries.ipynb #5we11en5
+def _bulge(vessels: dict[str, Vessel], population: Population, rng: np.random.Generator) -> None:
+    "Widen arteries in place, here and there."
+    usual = rng.uniform(*population.bulging)
+    for vessel in vessels.values() if usual else ():
+        where = arc_length(vessel.points)
+        middles = rng.uniform(0, where[-1], rng.poisson(where[-1] / 25))
+        heights = rng.exponential(usual, len(middles))
+        reaches = np.median(vessel.radii) * rng.uniform(0.7, 2, len(middles))
+        waves = heights * np.exp(-((where[:, None] - middles) / reaches) ** 2)
+        vessel.radii = vessel.radii * np.exp(np.minimum(waves.sum(axis=1), 0.5))
+
+# %% ../nbs/01_arteries.ipynb #5we11en6
+_BENDS = (7, 16, 0.7), (16, 35, 1.6), (35, 80, 3.0)               # shortest and longest wave, height, in mm
+
+
+def _draw_waves(amount: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Return waves: directions in radians a mm, (18, 3), phases, (18,), heights in mm, (18, 3)."
+    low, high, tall = np.repeat(_BENDS, 6, axis=0).T
+    share = np.repeat(rng.random(len(_BENDS)), 6)
+    ways = 2 * np.pi / rng.uniform(low, high)[:, None] * _unit(rng.normal(size=(18, 3)))
+    heights = rng.normal(size=(18, 3)) * (amount * share * tall)[:, None] / np.sqrt(6)
+    return ways, rng.uniform(0, 2 * np.pi, 18), heights
+
+# %% ../nbs/01_arteries.ipynb #5we11en7
+def _bend(vessels: dict[str, Vessel], population: Population, rng: np.random.Generator) -> None:
+    "Bend all arteries together, in place, with as many points as before, again at even distances."
+    amount = rng.uniform(*population.bent)
+    ways, phases, heights = _draw_waves(amount, rng)
+    for vessel in vessels.values() if amount else ():
+        points = vessel.points + np.sin(vessel.points @ ways.T + phases) @ heights
+        where = arc_length(points)
+        even = np.linspace(0, where[-1], len(where))
+        vessel.points = np.stack([np.interp(even, where, axis) for axis in points.T], axis=1)
+        vessel.radii = np.interp(even, where, vessel.radii)
+        vessel.spacing = float(even[1])
+
 # %% ../nbs/01_arteries.ipynb #1cfbdee9
 _TRUNKS = {'neck', 'ICA', 'VA_neck', 'VA', 'M1', 'A1', 'P1'}
 _HOMES = {'A2': 'ACA', 'P2': 'PCA', 'M2': 'MCA', 'M3': 'MCA'}      # whose location an artery's aneurysm has
@@ -821,5 +860,5 @@ def draw_vessels(rng: np.random.Generator, population: Population = Population()
     _roughen(named.values(), population, rng)
     named |= _named(_draw_cortex(named, rng, generations) if generations else [])
     left = _cut_short(named, population, spared, rng.spawn(1)[0])
-    _swell(left, population, rng.spawn(1)[0])
+    for change in (_swell, _bulge, _bend): change(left, population, rng.spawn(1)[0])
     return left

@@ -218,7 +218,8 @@ _RARE = keras.initializers.Constant(-3.4)      # a probability of 3 %
 
 
 def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str | None = None,
-                 faithful: bool = False, backbone: str = 'resnet50') -> keras.Model:
+                 faithful: bool = False, backbone: str = 'resnet50',
+                 without: str | None = None) -> keras.Model:
     """Return the network of the 2023 report, with ImageNet's input scaling and one backbone for all views.
 
     Parameters
@@ -231,6 +232,8 @@ def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str
         True leaves out view embedding and noisy-or, as in the report.
     backbone : 'resnet50' or 'small'
         The small one is our network's, for frames of a multiple of 32 pixels.
+    without : 'attention' or None
+        'attention' leaves the SpatialAttention out, for comparison.
 
     Returns
     -------
@@ -239,11 +242,14 @@ def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str
     """
     size = preprocessing.size
     if size < 64: raise ValueError(f'size is {size} pixels; this network needs 64 or more.')
+    if without not in (None, 'attention'):
+        raise ValueError(f"'{without}' is no idea of the report's network; leave out 'attention' or nothing.")
     picture = keras.Input((size, size, 3 if backbone == 'resnet50' else 1))
     features = (keras.applications.ResNet50(include_top=False, weights=weights, input_tensor=picture).output
                 if backbone == 'resnet50' else _overview(size, backbone, weights)(picture))
     x = layers.Conv2D(256, 1, activation='relu')(features)
-    x = layers.MaxPooling2D()(SpatialAttention(name='attention')(x))
+    if without != 'attention': x = SpatialAttention(name='attention')(x)
+    x = layers.MaxPooling2D()(x)
     per_view = keras.Model(picture, layers.Flatten()(x), name='per_view')
     frames = keras.Input((len(VIEWS), size, size), dtype='uint8', name='frames')
     x = Folded(per_view)(FrameInput(asdict(preprocessing), imagenet=backbone == 'resnet50')(frames))

@@ -163,7 +163,7 @@ class Settings:
     model: str = 'vessel'               # or 'report', or 'report 2023', without view embedding and noisy-or
     backbone: str = 'small'             # 'small' or 'resnet50'
     weights: str | None = None          # for ResNet50: 'imagenet', or a file of such weights
-    without: str | None = None          # an idea of 'vessel' to leave out, see IDEAS in 06_model
+    without: str | None = None          # to leave out: one of IDEAS in 06_model; of 'report', 'attention'
     start: str | None = None            # a trained model, .keras, to go on from
     preprocessing: Preprocessing = Preprocessing(512, field=0.75, contrast=0.8)
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -222,7 +222,8 @@ def _made(settings: Settings, masks: bool) -> keras.Model:
         return vessel_model(settings.preprocessing, settings.backbone, settings.weights, settings.without,
                             masks)
     faithful = settings.model == 'report 2023'
-    return report_model(settings.preprocessing, settings.weights, faithful, settings.backbone)
+    return report_model(settings.preprocessing, settings.weights, faithful, settings.backbone,
+                        settings.without)
 
 # %% ../nbs/07_training.ipynb #583be228
 def _made_in_precision(settings: Settings, masks: bool = False) -> keras.Model:

@@ -1,13 +1,13 @@
-"""Teaches the network from nothing on a graphics card, with JAX.
+"""Teaches the network on a graphics card, with JAX.
 
-    KERAS_BACKEND=jax python tests/teach_on_card.py RUN [--trial]
+    KERAS_BACKEND=jax python tests/teach_on_card.py RUN [--start MODEL] [--trial]
 
 Wants a card with 40 GB of memory; on an H200 the three stages take three minutes, their compilation as long again. Processes draw
 pairs of twins all the while; each pair is used some twelve times, changed anew on the card (`twins_on_device.py`). The closer look
 learns alone first, from squares with an aneurysm and their twins', then the whole network. Squares, whole studies and studies with
 hidden views differ in their means, and prediction has only one set of them: so the means of batch normalisation are then taken from
 whole studies and kept, and the network learns on with them. It ends with the mean of the weights over the second half of this last
-stage, in RUN/settled.keras, not calibrated yet (`coding_vessels.training.calibrate`). A stage that is done is not done again.
+stage, in RUN/settled.keras, not calibrated yet (`coding_vessels.training.calibrate`). A stage that is done is not done again. `--start` takes a trained network of the same kind instead of the first two stages.
 
 `--trial` takes two steps of one pair in each stage, to see that all of it runs; some ten minutes on two cores.
 """
@@ -17,7 +17,7 @@ import json
 import os
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -54,6 +54,12 @@ LOSSES = {"scores": label_loss(positive_weights(PRESETS["training"][0]), twins=T
           "suspicion": suspicion_loss, "mask": mask_loss}
 
 
+def begin():
+    """Make a process that draws leave room for others."""
+    cv2.setNumThreads(1)
+    os.nice(10)
+
+
 def draw_numbered(number):
     """Return the pair with a number."""
     return draw_pair([DRAWN["seed"], number], *PRESETS["training"], FRAMES)
@@ -71,7 +77,7 @@ class Pool:
         """Draw the shards."""
         from twins_on_device import shard_of
         try:
-            pool = ProcessPoolExecutor(max(1, cpu_count() - 2), get_context("spawn"), cv2.setNumThreads, (1,))
+            pool = ProcessPoolExecutor(max(1, cpu_count() - 2), get_context("spawn"), begin)
             pairs = in_order(pool, draw_numbered, range(self.wanted * self.size), 4 * cpu_count())
             while held := list(islice(pairs, self.size)):
                 shard = shard_of(held)
@@ -96,109 +102,123 @@ class Pool:
 
 
 def values(variables):
-    """Return what variables hold."""
-    return [variable.value for variable in variables]
+    """Return copies of what variables hold."""
+    return [variable.value.copy() for variable in variables]
 
 
-def put(model, state):
-    """Give a model what a stage has come to."""
-    for variables, held in zip((model.trainable_variables, model.non_trainable_variables), state):
-        for variable, value in zip(variables, held):
-            variable.assign(value)
+class Stage:
+    """A model to train as a plan says, and its program, which is compiled in the background."""
 
+    def __init__(self, name, model, plan, size, compiler):
+        import jax
+        from twins_on_device import draw_presences, shapes_of
+        self.name, self.model, self.plan = name, model, plan
+        self.optimizer = adamw(plan["rate"], plan["steps"])
+        self.optimizer.build(model.trainable_variables)
+        self.fresh, self.presences = values(self.optimizer.variables), draw_presences(MISSING)
+        program = jax.jit(self.several, donate_argnums=0)
+        lowered = program.lower(self.state(), shapes_of(size, FRAMES.size), jax.random.key(0))
+        self.program = compiler.submit(lowered.compile)
 
-def program_of(model, optimizer, plan, presences):
-    """Return a function of a state, a shard and a key: several steps on the card, and their losses."""
-    import jax
-    from jax import lax, random
-    from twins_on_device import squares, studies
-    shares = EVERY if "pairs" in plan else SQUARE
+    def state(self):
+        """Return what the training begins with: weights, what is kept beside them, and moments."""
+        variables = self.model.trainable_variables, self.model.non_trainable_variables
+        return *map(values, variables), [value.copy() for value in self.fresh]
 
-    def lesson(key, shard, chosen):
+    def lesson(self, key, shard, chosen):
+        """Return what to show and what to learn from it."""
+        from jax import random
+        from twins_on_device import squares, studies
         keys = random.split(key, 2)
-        seen, truth = squares(keys[int("pairs" in plan)], shard, plan["squares"])
-        if "pairs" not in plan:
+        seen, truth = squares(keys[int("pairs" in self.plan)], shard, self.plan["squares"])
+        if "pairs" not in self.plan:
             return seen, truth
-        frames, labels, maps = studies(keys[0], shard, chosen, presences)
+        frames, labels, maps = studies(keys[0], shard, chosen, self.presences)
         return [frames, seen], truth | {"scores": labels, "maps": maps, "looks": maps}
 
-    def loss(trained, kept, key, shard, chosen):
-        shown, truth = lesson(key, shard, chosen)
-        answer, kept = model.stateless_call(trained, kept, shown, training=True)
+    def loss(self, trained, kept, key, shard, chosen):
+        """Return the loss of a step; what is kept beside the weights, and each part of the loss."""
+        shares = EVERY if "pairs" in self.plan else SQUARE
+        shown, truth = self.lesson(key, shard, chosen)
+        answer, kept = self.model.stateless_call(trained, kept, shown, training=True)
         each = {name: LOSSES[name](truth[name], answer[name].astype("float32")).mean() for name in shares}
         return sum(share * each[name] for name, share in shares.items()), (kept, each)
 
-    def several(state, shard, key):
-        count = len(shard["labels"])
+    def several(self, state, shard, key):
+        """Return the state after several steps on the card, and their losses."""
+        import jax
+        from jax import lax, random
+        count, pairs = len(shard["labels"]), self.plan.get("pairs", 0)
         order = random.permutation(random.fold_in(key, 7), count)
 
         def step(state, number):
             trained, kept, moments = state
-            chosen = lax.dynamic_slice(order, (number * plan.get("pairs", 0) % count,), (plan.get("pairs", 0),))
-            back = jax.value_and_grad(loss, has_aux=True)
+            chosen = lax.dynamic_slice(order, (number * pairs % count,), (pairs,))
+            back = jax.value_and_grad(self.loss, has_aux=True)
             (_, (kept, each)), slopes = back(trained, kept, random.fold_in(key, number), shard, chosen)
-            trained, moments = optimizer.stateless_apply(moments, slopes, trained)
+            trained, moments = self.optimizer.stateless_apply(moments, slopes, trained)
             return (trained, kept, moments), each
 
-        return lax.scan(step, state, np.arange(plan["each"]))
+        return lax.scan(step, state, np.arange(self.plan["each"]))
 
-    return jax.jit(several, donate_argnums=0)
-
-
-def learn(name, model, plan, pool, run, average=False):
-    """Train a model for one stage; it ends with the last weights, or with their mean over the second half of the calls."""
-    import jax
-    from twins_on_device import draw_presences
-    optimizer = adamw(plan["rate"], plan["steps"])
-    optimizer.build(model.trainable_variables)
-    program = program_of(model, optimizer, plan, draw_presences(MISSING))
-    held = (values(part) for part in (model.trainable_variables, model.non_trainable_variables, optimizer.variables))
-    state = jax.tree.map(lambda value: value.copy(), tuple(held))
-    calls, began, key = plan["steps"] // plan["each"], time.monotonic(), jax.random.key(plan["seed"])
-    total, losses = None, []
-    for call in range(calls):
-        state, each = program(state, pool.next(name), jax.random.fold_in(key, call))
-        losses.append(each)
-        if average and call >= calls // 2:
-            total = [value.copy() for value in state[0]] if total is None else [a + b for a, b in zip(total, state[0])]
-        if call % 8 == 7 or call == calls - 1:
-            means = {part: round(float(np.mean([own[part] for own in losses])), 4) for part in losses[0]}
-            row = {"stage": name, "steps": (call + 1) * plan["each"], "seconds": round(time.monotonic() - began), **means}
-            print(row, flush=True)
-            with open(run / "history.jsonl", "a") as lines:
-                lines.write(json.dumps(row) + "\n")
-            losses = []
-    if average:
-        state = [value / (calls - calls // 2) for value in total], *state[1:]
-    put(model, state)
+    def learn(self, pool, run, average=False):
+        """Train; end with the last weights, or with their mean over the second half of the calls."""
+        import jax
+        program, state = self.program.result(), self.state()
+        calls, began, key = self.plan["steps"] // self.plan["each"], time.monotonic(), jax.random.key(self.plan["seed"])
+        total, losses = None, []
+        for call in range(calls):
+            state, each = program(state, pool.next(self.name), jax.random.fold_in(key, call))
+            losses.append(each)
+            if average and call >= calls // 2:
+                total = [value.copy() for value in state[0]] if total is None else [a + b for a, b in zip(total, state[0])]
+            if call % 8 == 7 or call == calls - 1:
+                means = {part: round(float(np.mean([own[part] for own in losses])), 4) for part in losses[0]}
+                row = {"stage": self.name, "steps": (call + 1) * self.plan["each"],
+                       "seconds": round(time.monotonic() - began), **means}
+                print(row, flush=True)
+                with open(run / "history.jsonl", "a") as lines:
+                    lines.write(json.dumps(row) + "\n")
+                losses = []
+        if average:
+            state = [value / (calls - calls // 2) for value in total], *state[1:]
+        for variables, held in zip((self.model.trainable_variables, self.model.non_trainable_variables), state):
+            for variable, value in zip(variables, held):
+                variable.assign(value)
 
 
-def settle(learner, shard):
-    """Give the batch normalisations the means and variances of whole studies."""
+def settling(learner, size, compiler):
+    """Return a function that gives the batch normalisations the means and variances of a shard's whole studies."""
     import jax
     from jax import lax, random
-    from twins_on_device import draw_presences, studies
+    from twins_on_device import draw_presences, shapes_of, studies
     own, kept = norms(learner), learner.non_trainable_variables
     places = [next(i for i, variable in enumerate(kept) if variable is mine)
               for norm in own for mine in (norm.moving_mean, norm.moving_variance)]
     momentum = [norm.momentum for norm in own]
     for norm in own:
         norm.momentum = 0.0                     # what a batch has, not what those before it had
-    presences, count, key = draw_presences(0.0), len(shard["labels"]), random.key(3)
+    presences, key = draw_presences(0.0), random.key(3)
 
     def total(trained, kept, shard):
         def add(sums, number):
-            chosen = (number * 8 + np.arange(8)) % count
+            chosen = (number * 8 + np.arange(8)) % size
             frames, *_ = studies(random.fold_in(key, number), shard, chosen, presences)
             _, new = learner.stateless_call(trained, kept, frames, training=True)
             return [one + new[i] for one, i in zip(sums, places)], None
         return lax.scan(add, [0 * kept[i] for i in places], np.arange(MEANS))[0]
 
-    sums = jax.jit(total)(values(learner.trainable_variables), values(kept), shard)
-    for i, value in zip(places, sums):
-        kept[i].assign(value / MEANS)
+    lowered = jax.jit(total).lower(values(learner.trainable_variables), values(kept), shapes_of(size, FRAMES.size))
     for norm, before in zip(own, momentum):
         norm.momentum = before
+    program = compiler.submit(lowered.compile)
+
+    def settle(shard):
+        sums = program.result()(values(learner.trainable_variables), values(kept), shard)
+        for i, value in zip(places, sums):
+            kept[i].assign(value / MEANS)
+
+    return settle
 
 
 def learner_of(precision):
@@ -211,43 +231,56 @@ def learner_of(precision):
     return learner, look, keras.Model([learner.input, look.input], outputs | look(look.input))
 
 
-def teach(run, trial=False):
-    """Train the network from nothing, or from the last stage that is done."""
-    plans, size = [ALONE, WHOLE, SETTLED], DRAWN["a shard"]
-    if trial:
-        small, size = {"steps": 2, "each": 1, "squares": 4}, 8
-        plans = [plan | small | ({"pairs": 1} if "pairs" in plan else {}) for plan in plans]
+def plans_of(trial):
+    """Return the plans of the three stages, and the pairs a shard."""
+    if not trial:
+        return [ALONE, WHOLE, SETTLED], DRAWN["a shard"]
+    small = {"steps": 2, "each": 1, "squares": 4}
+    return [plan | small | ({"pairs": 1} if "pairs" in plan else {}) for plan in (ALONE, WHOLE, SETTLED)], 8
+
+
+def teach(run, start=None, trial=False):
+    """Train the network from nothing, from the last stage that is done, or, in the last stage alone, from a trained one."""
+    plans, size = plans_of(trial)
     pool = Pool(1 if trial else DRAWN["pairs"] // size, size)
     network = vessel_model(FRAMES, masks=True)
     (learner, look, trainer), (steady, _, steadied) = (learner_of(find_device()[1]) for _ in range(2))
     for norm in norms(steady):
         norm.trainable = False
-    learner.set_weights(network.get_weights())
+    learner.set_weights((load_model(start) if start else network).get_weights())
+    compiler = ThreadPoolExecutor()
+    models = {"alone": look, "whole": trainer, "settled": steadied}
+    stages = {name: Stage(name, model, plan, size, compiler) for (name, model), plan in zip(models.items(), plans)
+              if name == "settled" or not start}
 
-    def stage(name, learner, model, plan, **options):
+    settle = None if start else settling(learner, size, compiler)
+
+    def take(name, learner, **options):
         file = run / f"{name}.keras"
         if file.exists():
             return learner.set_weights(load_model(file).get_weights())
-        learn(name, model, plan, pool, run, **options)
+        stages[name].learn(pool, run, **options)
         network.set_weights(learner.get_weights())
         with whole(file) as beside:
             network.save(beside())
 
-    stage("alone", learner, look, plans[0])
-    stage("whole", learner, trainer, plans[1])
-    settle(learner, pool.next("settle"))
+    if not start:
+        take("alone", learner)
+        take("whole", learner)
+        settle(pool.next("settle"))
     steady.set_weights(learner.get_weights())
-    stage("settled", steady, steadied, plans[2], average=True)
+    take("settled", steady, average=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
+    parser.add_argument("--start", type=Path)
     parser.add_argument("--trial", action="store_true")
     args = parser.parse_args()
     if keras.backend.backend() != "jax":
         parser.error("this wants JAX: set KERAS_BACKEND=jax")
     args.run.mkdir(parents=True, exist_ok=True)
-    same_call(args.run, trial=args.trial)
+    same_call(args.run, trial=args.trial, start=args.start and str(args.start.resolve()))
     keras.utils.set_random_seed(101)
-    teach(args.run, args.trial)
+    teach(args.run, args.start, args.trial)
