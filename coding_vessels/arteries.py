@@ -168,6 +168,8 @@ class Population:
     swollen: tuple[float, float] = (0.0, 0.0)       # * how far arteries widen where they branch (log)
     bulging: tuple[float, float] = (0.0, 0.0)       # * how far they widen elsewhere, every 25 mm (log)
     bent: tuple[float, float] = (0.0, 0.0)          # * how far the whole head is bent, of 3 mm
+    distal: tuple[float, float] = (1.0, 1.0)        # * how thick the cortex's arteries are, as a share
+    neckless: float = 0.0                           # per patient: all begins at the skull, as in MR
     external: float = 0.15                          # branches of the external carotid fill as well
     clipped: float = 0.04                           # per patient: a metal clip from an earlier operation
 
@@ -750,6 +752,41 @@ def _bend(vessels: dict[str, Vessel], population: Population, rng: np.random.Gen
         vessel.radii = np.interp(even, where, vessel.radii)
         vessel.spacing = float(even[1])
 
+# %% ../nbs/01_arteries.ipynb #5we11e10
+def _thicken(vessels: dict[str, Vessel], population: Population, rng: np.random.Generator) -> None:
+    "Make the cortex's arteries thicker or thinner, in place."
+    share = rng.uniform(*population.distal)
+    for name, vessel in vessels.items():
+        if '.' in name: vessel.radii = vessel.radii * share
+
+# %% ../nbs/01_arteries.ipynb #5we11e11
+def _first_branch(vessel: Vessel, others: list[Vessel]) -> int:
+    "Return the number of the point before which nothing leaves a vessel."
+    gap, places = cKDTree(vessel.points).query([other.points[0] for other in others])
+    clear = places[gap < 0.5] - vessel.radii[places[gap < 0.5]] / vessel.spacing
+    return max(0, int(clear.min(initial=len(vessel.points)) - 2))
+
+
+def _begin_later(vessel: Vessel, first: int) -> None:
+    "Take away what lies before a point of a vessel, in place."
+    vessel.points, vessel.radii, vessel.hidden = vessel.points[first:], vessel.radii[first:], 0.0
+
+
+def _cut_necks(vessels: dict[str, Vessel], population: Population, spared: set[str],
+               rng: np.random.Generator) -> None:
+    "In some patients take the neck's arteries away, up to their last 30 mm at most, or the vertebrals, too."
+    if rng.random() >= population.neckless: return
+    lost = ('E',)
+    if rng.random() < 1 / 3 and not any('VA' in place or 'PICA' in place for place in spared):
+        lost = 'E', 'VA', 'PICA'
+        basilar = vessels['BA']
+        free = _first_branch(basilar, [vessel for vessel in vessels.values() if vessel is not basilar])
+        _begin_later(basilar, min(free, int(rng.uniform(0, 0.5) * len(basilar.points))))
+    for name in [name for name in vessels if name[2:].startswith(lost)]: del vessels[name]
+    for name, vessel in vessels.items():
+        if not name.endswith('neck'): continue
+        _begin_later(vessel, max(0, len(vessel.points) - max(3, round(rng.uniform(1, 30) / vessel.spacing))))
+
 # %% ../nbs/01_arteries.ipynb #1cfbdee9
 _TRUNKS = {'neck', 'ICA', 'VA_neck', 'VA', 'M1', 'A1', 'P1'}
 _HOMES = {'A2': 'ACA', 'P2': 'PCA', 'M2': 'MCA', 'M3': 'MCA'}      # whose location an artery's aneurysm has
@@ -860,5 +897,6 @@ def draw_vessels(rng: np.random.Generator, population: Population = Population()
     _roughen(named.values(), population, rng)
     named |= _named(_draw_cortex(named, rng, generations) if generations else [])
     left = _cut_short(named, population, spared, rng.spawn(1)[0])
-    for change in (_swell, _bulge, _bend): change(left, population, rng.spawn(1)[0])
+    for change in (_swell, _bulge, _bend, _thicken): change(left, population, rng.spawn(1)[0])
+    _cut_necks(left, population, spared, rng.spawn(1)[0])
     return left

@@ -429,8 +429,9 @@ def _travel_times(vessels: list[Vessel], injection: str) -> tuple[KDTree, np.nda
     tips, others = _joints(filled, tree, starts, lasts)
     pairs = np.append(here, tips), np.append(here + 1, others)
     graph = coo_array((np.append(spent, np.full(len(tips), 1e-4)), pairs), (len(points), len(points)))
-    neck = f"{injection[0]}_{'VA_' if injection[1] == 'V' else ''}neck"
-    first = next((start for start, vessel in zip(starts, filled) if vessel.name == neck), 0)
+    names = {vessel.name: start for start, vessel in zip(starts, filled)}
+    inlets = [f'{injection[0]}_VA_neck', 'BA'] if injection[1] == 'V' else [f'{injection[0]}_neck']
+    first = next((names[inlet] for inlet in inlets if inlet in names), 0)
     return tree, dijkstra(graph.tocsr(), directed=False, indices=first)
 
 # %% ../nbs/01b_films.ipynb #a1f30c05

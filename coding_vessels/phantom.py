@@ -39,7 +39,8 @@ _CROWDED = Population(flags=(0.1, 0, 0.1, 0, 0.2, 0, 0.2, 0, 0.2, 0, 0.2),
                       locations=tuple(COHORT_POSITIVES ** 0.5 / (COHORT_POSITIVES ** 0.5).sum()),
                       diameter=(4.4, 0.6), infundibulum=0.2, winding=(0.8, 2.0), calibre=(0.65, 1.05),
                       uneven=(0.02, 0.15), plaques=0.3, tortuous=0.4, external=0.25, stumps=(0, 0.8),
-                      swollen=(0, 0.35), bulging=(0, 0.25), bent=(0, 1))
+                      swollen=(0, 0.35), bulging=(0, 0.25), bent=(0, 1),
+                      distal=(0.8, 1.6), neckless=0.5)
 _VARIED = Scanner(field_of_view=(140, 240), tilt=8, roll=5, centring=8, towne=(12, 40),
                   attenuation=(0.10, 0.40), thinning=(0.6, 1.0), mixing=(0, 0.35), unfilled=(0, 0.4),
                   finest=(-0.5, 0.7), blush=(0, 0.15),

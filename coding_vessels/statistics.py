@@ -166,8 +166,8 @@ def share(hits: Sequence[bool] | np.ndarray, patients: Sequence | np.ndarray | N
     ----------
     hits : array of bool, shape (k,)
     patients : array, shape (k,), optional
-        Whose each is: what belongs to one patient counts as independent only as far as it differs. By default
-        each has its own.
+        Whose each is: several of one patient tell less than those of as many patients. How much less is seen
+        in how patients differ, and with few of them hardly. By default each has its own.
 
     Returns
     -------
@@ -177,9 +177,11 @@ def share(hits: Sequence[bool] | np.ndarray, patients: Sequence | np.ndarray | N
     hits = np.asarray(hits, float)
     if not len(hits): return (float('nan'),) * 3
     patient = np.arange(len(hits)) if patients is None else pd.factorize(np.asarray(patients))[0]
-    score = hits.mean()
-    variance = (np.bincount(patient, hits - score) ** 2).sum() / len(hits) ** 2
-    return float(score), *map(float, wilson(score, trials_of(score, variance, len(hits))))
+    score, count = hits.mean(), patient.max() + 1
+    variance = (np.bincount(patient, hits - score) ** 2).sum() / len(hits) ** 2 * count / max(count - 1, 1)
+    alone = count == len(hits) or count > 1 and variance < 1e-15 and 0 < score < 1
+    trials = len(hits) if alone else min(trials_of(score, variance, count), len(hits))
+    return float(score), *map(float, wilson(score, trials))
 
 # %% ../nbs/07c_statistics.ipynb #5e7b10c4
 def delong(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,8 @@
 Draws patients as they are needed. From nothing, the closer look learns alone first, from squares with an aneurysm and without it,
 then the whole network. Squares, whole studies and studies with hidden views differ in their means, and prediction has only one
 set of them: so the means of batch normalisation are then taken from whole studies and kept, and the network learns on with them.
-One epoch's weights differ from the next one's; the mean of two is steadier. `--start` takes a trained model instead of all this.
+One epoch's weights differ from the next one's; the mean of two is steadier. `--start` takes a trained model, on from which this last
+stage goes.
 Then all but the last layers stand still, and these learn anew what to make of the readings of each location. Calibrates on other
 patients with natural frequencies, so that one in twenty without an aneurysm is flagged, and writes the shipped files. `--calibrate`
 does only that, with the weights that ship now. RUN keeps what is done; an interrupted call goes on.
@@ -49,7 +50,7 @@ WHOLE = {"pairs": 2400, "uses": 2, "size": 1, "rate": 8e-4, "epochs": 12}      #
 SETTLED = {"pairs": 1000, "uses": 2, "size": 1, "rate": 3e-4, "epochs": 5}     # for the network with the means of prediction
 MEANS = 60                                                                     # pairs for these means
 AVERAGED = 1, 4                                                                # epochs of this stage whose weights' mean is taken
-READ = {"pairs": 3000, "size": 2, "rate": 2e-3, "epochs": 8}                   # for the last layers
+READ = {"pairs": 1500, "size": 2, "rate": 2e-3, "epochs": 16}                  # for the last layers
 CALIBRATION = "varied", 1200, 801                                              # preset, patients, seed
 SPECIFICITY = 0.95                                                             # of these, to which the thresholds keep
 SQUARE = {"suspicion": suspicion_loss, "mask": mask_loss}
@@ -176,18 +177,20 @@ def learner_of(network, precision):
     return learner
 
 
-def teach(network, run, share):
-    """Train the network from nothing, or what is left of it; the mean of two epochs' weights is what it ends with."""
+def teach(network, run, share, trained):
+    """Train the network, or what is left of it, the last stage alone if it is trained; end with the mean of two epochs' weights."""
     learner = learner_of(network, find_device()[1])
     look, parts = closer_look(learner), learner.output
-    learn(network, learner, look, SQUARE, {"suspicion": 1.0, "mask": 2.0}, squares, ALONE, run, "alone", share)
+    if not trained:
+        learn(network, learner, look, SQUARE, {"suspicion": 1.0, "mask": 2.0}, squares, ALONE, run, "alone", share)
     outputs = {"scores": learner.get_layer("scores").output, "maps": parts["maps"], "looks": parts["looks"]}
     trainer = keras.Model([learner.input, look.input], outputs | look(look.input))
     labels = label_loss(positive_weights(PRESETS["training"][0]), twins=True)
     losses = {"scores": labels, "maps": map_loss, "looks": look_loss, **SQUARE}
     shares = {"scores": 1.0, "maps": 0.2, "looks": 2.0, "suspicion": 0.3, "mask": 0.5}
-    learn(network, learner, trainer, losses, shares, partial(studies, 1000), WHOLE, run, "whole", share)
-    if not (run / "settled.json").exists():
+    if not trained:
+        learn(network, learner, trainer, losses, shares, partial(studies, 1000), WHOLE, run, "whole", share)
+    if not trained and not (run / "settled.json").exists():
         settle(learner, max(2, round(MEANS * share)))
     for norm in [*norms(learner), *norms(network)]:
         norm.trainable = False
@@ -245,18 +248,18 @@ def read_anew(network, run, share):
 def made(run, start, share):
     """Return a trained network and the record of its training."""
     half_the_bits(True)
-    model = load_model(run / "last.keras") if (run / "last.keras").exists() else vessel_model(masks=True)
-    if start:
+    begun = (run / "last.keras").exists()
+    model = load_model(run / "last.keras") if begun else vessel_model(masks=True)
+    if start and not begun:
         take(load_model(start), model)
-    else:
-        teach(model, run, share)
+    teach(model, run, share, bool(start))
     for norm in norms(model):
         norm.trainable = False
     read = read_anew(model, run, share)
     half_the_bits(False)
     # Kernels in half precision: the file is half the size.
     model.set_weights([w.astype(np.float16).astype(w.dtype) if w.ndim > 1 else w for w in model.get_weights()])
-    stages = ({} if start else {"alone": ALONE, "whole": WHOLE, "settled": SETTLED}) | {"read": READ}
+    stages = ({} if start else {"alone": ALONE, "whole": WHOLE}) | {"settled": SETTLED, "read": READ}
     history = run / "history.jsonl"
     before = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
     training = {"preset": "training", "patients": 2 * sum(plan["pairs"] for plan in stages.values())}
