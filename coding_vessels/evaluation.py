@@ -502,7 +502,7 @@ def describe(record: dict) -> str:
     if 'comparison' in record:
         against = record['comparison']
         lines += [f'minus {against.get("with", "the other")}:',
-                  *(line(f'  {name}', row) for name, row in against['differences'].items())]
+                  *(line(f' {name}', row) for name, row in against['differences'].items())]
         lines += [f'  DeLong, AUROC: z {show(against["DeLong"]["z"]).strip()}, '
                   f'p {chance(against["DeLong"]["p"])}',
                   f'  McNemar, patients called rightly by one only: {against["McNemar"]["only this"]} '

@@ -5,9 +5,9 @@
 Draws patients as they are needed. From nothing, the closer look learns alone first, from squares with an aneurysm and without it,
 then the whole network. Squares, whole studies and studies with hidden views differ in their means, and prediction has only one
 set of them: so the means of batch normalisation are then taken from whole studies and kept, and the network learns on with them.
-One epoch's weights differ from the next one's; the mean of two is steadier. `--start` takes a trained model, on from which this last
-stage goes.
-Then all but the last layers stand still, and these learn anew what to make of the readings of each location. Calibrates on other
+One epoch's weights differ from the next one's; the mean of two is steadier. Then all but the last layers stand still, and these
+learn anew what to make of the readings of each location. `--start` takes a trained model, which learns on with its means, no more.
+Calibrates on other
 patients with natural frequencies, so that one in twenty without an aneurysm is flagged, and writes the shipped files. `--calibrate`
 does only that, with the weights that ship now. RUN keeps what is done; an interrupted call goes on.
 `--share 0.01` is a trial with a hundredth of the steps and the patients.
@@ -47,10 +47,10 @@ from coding_vessels.training import _norms as norms
 # Pairs of twins in all, how often each is used, pairs a step (for the closer look: sixteen squares and their twins)
 ALONE = {"pairs": 2400, "uses": 3, "size": 1, "rate": 2e-3, "epochs": 8}       # for the closer look
 WHOLE = {"pairs": 2400, "uses": 2, "size": 1, "rate": 8e-4, "epochs": 12}      # for the network
-SETTLED = {"pairs": 1000, "uses": 2, "size": 1, "rate": 3e-4, "epochs": 5}     # for the network with the means of prediction
+SETTLED = {"pairs": 800, "uses": 2, "size": 1, "rate": 3e-4, "epochs": 4}      # for the network with the means of prediction
 MEANS = 60                                                                     # pairs for these means
-AVERAGED = 1, 4                                                                # epochs of this stage whose weights' mean is taken
-READ = {"pairs": 1500, "size": 2, "rate": 2e-3, "epochs": 16}                  # for the last layers
+AVERAGED = 1, 3                                                                # epochs of this stage whose weights' mean is taken
+READ = {"pairs": 3000, "size": 2, "rate": 2e-3, "epochs": 8}                   # for the last layers
 CALIBRATION = "varied", 1200, 801                                              # preset, patients, seed
 SPECIFICITY = 0.95                                                             # of these, to which the thresholds keep
 SQUARE = {"suspicion": suspicion_loss, "mask": mask_loss}
@@ -255,11 +255,11 @@ def made(run, start, share):
     teach(model, run, share, bool(start))
     for norm in norms(model):
         norm.trainable = False
-    read = read_anew(model, run, share)
+    read = [] if start else read_anew(model, run, share)
     half_the_bits(False)
     # Kernels in half precision: the file is half the size.
     model.set_weights([w.astype(np.float16).astype(w.dtype) if w.ndim > 1 else w for w in model.get_weights()])
-    stages = ({} if start else {"alone": ALONE, "whole": WHOLE}) | {"settled": SETTLED, "read": READ}
+    stages = {"settled": SETTLED} if start else {"alone": ALONE, "whole": WHOLE, "settled": SETTLED, "read": READ}
     history = run / "history.jsonl"
     before = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
     training = {"preset": "training", "patients": 2 * sum(plan["pairs"] for plan in stages.values())}
