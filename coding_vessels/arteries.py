@@ -766,12 +766,12 @@ def _first_branch(vessel: Vessel, others: list[Vessel]) -> int:
     clear = places[gap < 0.5] - vessel.radii[places[gap < 0.5]] / vessel.spacing
     return max(0, int(clear.min(initial=len(vessel.points)) - 2))
 
-
+# %% ../nbs/01_arteries.ipynb #5we11e13
 def _begin_later(vessel: Vessel, first: int) -> None:
     "Take away what lies before a point of a vessel, in place."
     vessel.points, vessel.radii, vessel.hidden = vessel.points[first:], vessel.radii[first:], 0.0
 
-
+# %% ../nbs/01_arteries.ipynb #5we11e14
 def _cut_necks(vessels: dict[str, Vessel], population: Population, spared: set[str],
                rng: np.random.Generator) -> None:
     "In some patients take the neck's arteries away, up to their last 30 mm at most, or the vertebrals, too."

@@ -2,8 +2,7 @@
 
 A shard is a dict of arrays of n pairs, as `coding_vessels.batches.draw_pair` draws them: frames, uint8 (n, 2, 8, size, size), labels,
 (n, 2, 22), marks, (n, 2, 48, 5), -1 where there is none, and masks, uint8 (n, 2, 8, size // 4, size // 4); what `shard_of` adds to
-them says which squares show an aneurysm that the twin lacks. The changes are those of `augment_study` and `square_batches`, and
-frames are bent besides, both twins alike.
+them says which squares show an aneurysm that the twin lacks. The changes are those of `augment_study` and `square_batches`.
 """
 
 import jax
@@ -15,7 +14,6 @@ from coding_vessels.anatomy import FRONTAL, LOCATIONS, MIRROR_LABELS, MIRROR_VIE
 from coding_vessels.batches import CELL, MASK, REACH, SQUARE, Augmentation, draw_presence
 
 AUGMENTATION = Augmentation()
-WARP = 1.0                       # how far frames are bent: 4, 2 and 1 pixels (deviation) at 64, 32 and 16 pixels' distance
 MARKS = 48                       # a patient at most
 ROWS = 16                        # squares a pair, on average, at most
 STRUCTURE = np.array([[structure_of(place, view) if SHOWN[i, k] else 0 for i, place in enumerate(LOCATIONS)]
@@ -127,37 +125,24 @@ def draw_moves(key, size):
     return matrix, step, scale, draws[:, 2] * by.gamma
 
 
-def draw_bends(key, count, size):
-    """Return how far to look aside at each pixel, down and across, (count, 2, size, size), and coarsely, (count, 2, 33, 33)."""
-    keys = random.split(key, 3)
-    coarse = sum(far * jax.image.resize(random.normal(keys[i], (count, 2, cells, cells)), (count, 2, 33, 33), "cubic")
-                 for i, (cells, far) in enumerate(((9, 4.0), (17, 2.0), (33, 1.0))))
-    coarse = WARP * coarse
-    return jax.image.resize(coarse, (count, 2, size, size), "cubic"), coarse
-
-
 def change_pair(key, frames, labels, marks, presences):
     """Return frames, labels and maps of a pair, both twins changed alike, as `pair_targets` does."""
     size, keys = frames.shape[-1], random.split(key, 5)
-    aside, coarse = draw_bends(keys[4], len(VIEWS), size)
     frames, labels, marks = mirror(frames, labels, marks, random.bernoulli(keys[0], AUGMENTATION.mirror))
     matrix, step, scale, gamma = draw_moves(keys[1], size)
     ys, xs = jnp.mgrid[:size, :size].astype(jnp.float32)
 
-    def moved(both, back, step, aside):
+    def moved(both, back, step):
         u, v = xs - step[0], ys - step[1]
-        return sample(both, back[1, 0] * u + back[1, 1] * v + aside[0], back[0, 0] * u + back[0, 1] * v + aside[1])
+        return sample(both, back[1, 0] * u + back[1, 1] * v, back[0, 0] * u + back[0, 1] * v)
 
-    grey = jax.vmap(moved, (1, 0, 0, 0), 1)(frames, jnp.linalg.inv(matrix), step, aside) / 255
+    grey = jax.vmap(moved, (1, 0, 0), 1)(frames, jnp.linalg.inv(matrix), step) / 255
     shade = random.normal(keys[2], (len(VIEWS), 4, 4)) * AUGMENTATION.shade
     grey = 255 * grey ** jnp.exp(gamma)[None, :, None, None] + jax.image.resize(shade, (len(VIEWS), size, size), "cubic")
     present = presences[random.randint(keys[3], (), 0, presences.shape[0])]
     frames = jnp.floor(jnp.clip(grey, 0, 255) + 0.5).astype(jnp.uint8) * present[None, :, None, None].astype(jnp.uint8)
     view = jnp.maximum(marks[..., 0], 0).astype(jnp.int32)
     place = jnp.einsum("tmi,tmji->tmj", marks[..., 2:4], matrix[view]) + step[view]
-    there = jnp.clip(jnp.round(place * 32 / (size - 1)), 0, 32).astype(jnp.int32)
-    back = coarse[view, :, there[..., 1], there[..., 0]][..., ::-1]                 # across, down
-    place -= jnp.einsum("tmi,tmji->tmj", back, matrix[view])
     marks = jnp.concatenate([marks[..., :2], place, marks[..., 4:] * scale[view][..., None]], -1)
     maps = jnp.where(present[None, :, None, None, None], jax.vmap(lambda own: draw_maps(own, size))(marks), -1)
     located = jnp.where((jnp.asarray(SHOWN) & present).any(1), labels[:, 1:], -1)
@@ -174,10 +159,8 @@ def studies(key, shard, chosen, presences):
 def cut_square(key, shard, row):
     """Return the square about one row of a shard in both twins, (2, 64, 64), and its masks, (2, 16, 16)."""
     pair, twin, view = (row[i].astype(jnp.int32) for i in range(3))
-    keys = random.split(key, 5)
+    keys = random.split(key, 4)
     right, down, turn, scale = random.uniform(keys[0], (4,), minval=-1, maxval=1)
-    bend = WARP * (2.0 * jax.image.resize(random.normal(keys[4], (2, 3, 3)), (2, 5, 5), "cubic")
-                   + random.normal(random.fold_in(keys[4], 1), (2, 5, 5)))
     turn, scale = jnp.deg2rad(10 * turn), jnp.exp(0.1 * scale)
     flip = jnp.where(jnp.asarray(MIRRORED)[view], -1.0, 1.0)
     over = random.bernoulli(keys[1], 0.3)                                # rows and columns change places
@@ -186,9 +169,8 @@ def cut_square(key, shard, row):
         ticks = jnp.arange(side) * cell + (cell - 1) / 2 - (SQUARE - 1) / 2
         v, u = jnp.meshgrid(ticks, ticks, indexing="ij")
         u, v = jnp.where(over, v, u) * flip, jnp.where(over, u, v)
-        aside = jax.image.resize(bend, (2, side, side), "cubic")
-        x = scale * (jnp.cos(turn) * u - jnp.sin(turn) * v) + row[4] + REACH * right + aside[1]
-        return scale * (jnp.sin(turn) * u + jnp.cos(turn) * v) + row[5] + REACH * down + aside[0], x
+        x = scale * (jnp.cos(turn) * u - jnp.sin(turn) * v) + row[4] + REACH * right
+        return scale * (jnp.sin(turn) * u + jnp.cos(turn) * v) + row[5] + REACH * down, x
 
     pixels, cells = places(SQUARE, 1), [(at + 0.5) / MASK - 0.5 for at in places(SQUARE // MASK, MASK)]
     gain, level = jnp.exp(0.15 * random.normal(keys[2])), 0.15 * random.normal(keys[3])
