@@ -2,10 +2,12 @@
 
 import os
 import signal
+from dataclasses import asdict
 
 from keras import Input, Model, layers
 
 from coding_vessels import batches, training
+from coding_vessels.model import FrameInput
 
 loaded = []
 
@@ -13,7 +15,7 @@ loaded = []
 def small_network(settings):
     """Return a network that has all that a state must keep, and devices could disagree about: means, and draws by chance."""
     frames = Input((8, 64, 64), dtype="uint8")
-    x = layers.Dropout(0.3)(layers.Flatten()(layers.Rescaling(1 / 255)(frames)))
+    x = layers.Dropout(0.3)(layers.Flatten()(FrameInput(asdict(settings.preprocessing))(frames)))
     x = layers.BatchNormalization()(layers.Dense(16, "relu")(x))
     return Model(frames, {"labels": layers.Activation("sigmoid", name="labels")(layers.Dense(22, name="scores")(x))})
 

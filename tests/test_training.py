@@ -5,7 +5,6 @@ import os
 import random
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -27,19 +26,12 @@ def cohort(tmp_path_factory):
 
 def test_fine_tuning_does_not_validate_on_patients_of_the_start_model(cohort, tmp_path, capsys, monkeypatch):
     """Another seed, the same CSV: nobody changes sides, and a model that lost its record is refused."""
-    from keras import Input, Model, layers
+    from small_training import small_network
 
     from coding_vessels import training
     from coding_vessels.cli import main
-    from coding_vessels.model import FrameInput
 
-    def small_network(settings):
-        """Return a network that takes its frames as the settings say; who learns is what counts here, not what."""
-        frames = Input((8, 64, 64), dtype="uint8")
-        x = layers.Dense(22, name="scores")(layers.Flatten()(FrameInput(asdict(settings.preprocessing))(frames)))
-        return Model(frames, {"labels": layers.Activation("sigmoid", name="labels")(x)})
-
-    monkeypatch.setattr(training, "build_model", small_network)
+    monkeypatch.setattr(training, "build_model", small_network)                 # who learns is what counts, not what
     words = ["train", "--csv", str(cohort / "groundtruth.csv"), "--images", str(cohort), "--epochs", "1"]
     assert main([*words, "--out", str(tmp_path / "0"), "--size", "64"]) == 0
     for run, seed in ((1, "1"), (2, "2")):
