@@ -17,7 +17,7 @@ from . import __version__
 
 # %% auto #0
 __all__ = ['NOT_A_MEDICAL_DEVICE', 'SIMULATED_ONLY', 'simulate', 'check', 'project', 'import_dicom', 'train', 'export', 'predict',
-           'evaluate', 'demo', 'triage', 'main']
+           'evaluate', 'demo', 'triage', 'export_dicom', 'main']
 
 # %% ../nbs/11_cli.ipynb #cd32a499
 NOT_A_MEDICAL_DEVICE = 'Not a medical device: for research only, not for diagnosis or treatment.'
@@ -602,6 +602,17 @@ def triage(args: argparse.Namespace) -> int:
         print(f'patients whom `predict` left out are not in the list: {errors}', file=sys.stderr)
     return 3 if errors.exists() else 0
 
+# %% ../nbs/11_cli.ipynb #11ed0001
+def export_dicom(args: argparse.Namespace) -> int:
+    "Write what a prediction flagged as DICOM structured reports, for the archive that the films came from."
+    import logging
+    from coding_vessels import dicom_reports
+    logging.getLogger('pydicom').setLevel(logging.CRITICAL)
+    written = dicom_reports.export_dicom(args.folder, args.source, args.key, args.out)
+    print(f'{len(written)} studies with a report, {written.findings.sum()} findings in frames: {args.out}\n'
+          f'The reports name the patients, as the films do. {NOT_A_MEDICAL_DEVICE}')
+    return 0
+
 # %% ../nbs/11_cli.ipynb #7305dec1
 _CSV = '--csv', dict(required=True, help='table with one row a patient')
 _IMAGES = '--images', dict(required=True, help='folder of the frames')
@@ -642,6 +653,10 @@ def _add_simulated(verb) -> None:
 def _add_cohorts(verb) -> None:
     "Add the verbs that read cohorts."
     verb(check, _CSV, _IMAGES, ('--unlabelled', dict(action='store_true', help='the CSV needs no labels')))
+    verb(export_dicom, ('folder', dict(help='where `predict` wrote')),
+         ('source', dict(help='the folder that was imported')),
+         ('--key', dict(required=True, help='the key that import-dicom wrote')),
+         ('--out', dict(required=True, help='new folder: one structured report a study with a finding')))
     verb(import_dicom, ('folder', dict(help='all files in it and below are tried')),
          ('--out', dict(help='new folder of the cohort')),
          ('--key', dict(help='new CSV outside the cohort: which index was which patient and study')),

@@ -31,7 +31,7 @@ from .studies import PIXELS, SIDES, FrameError, check_file, read_table
 
 # %% auto #0
 __all__ = ['LONGEST', 'grey_frames', 'best_number', 'best_frame', 'read_dicom', 'tag_of', 'angle_of', 'unsure', 'view_of',
-           'is_mirrored', 'propose_mapping', 'import_dicom']
+           'is_mirrored', 'files_below', 'propose_mapping', 'import_dicom']
 
 # %% ../nbs/02a_dicom.ipynb #5b0c3a71
 def _span(frames) -> tuple[float, float]:
@@ -293,7 +293,7 @@ def _printable(name: str) -> str:
     return os.fsencode(name).decode('utf-8', 'backslashreplace').replace(os.sep, '/')
 
 # %% ../nbs/02a_dicom.ipynb #ac991cb0
-def _files_below(source: Path, problems: list) -> dict[str, Path]:
+def files_below(source: Path, problems: list) -> dict[str, Path]:
     "Return the files of a folder and below, by their names in it; note the folders that cannot be read."
     name_of = lambda path: _printable(os.path.relpath(path, source))
     why = lambda error: (f'the folder cannot be read ({error.strerror})', 'give the right to read it')
@@ -371,7 +371,7 @@ def propose_mapping(source: str | Path, mapping: str | Path) -> pd.DataFrame:
     if not source.is_dir():
         raise FileNotFoundError(f'{source} is not a folder; give the folder of the DICOM files.')
     if mapping.exists(): raise FileExistsError(f'{mapping} exists; choose another name.')
-    files = _files_below(source, [])
+    files = files_below(source, [])
     table = pd.DataFrame([{'file': name} | _proposed(files[name]) for name in sorted(files)]).fillna('')
     if 'Patient' not in table: raise ValueError(f'{source} holds no file that is readable DICOM.')
     again = table['view'].isin(VIEWS) & table.duplicated(['Patient', 'study', 'view'])
@@ -385,12 +385,14 @@ def propose_mapping(source: str | Path, mapping: str | Path) -> pd.DataFrame:
 
 # %% ../nbs/02a_dicom.ipynb #84d6f0b5
 class _Kept(NamedTuple):
-    """A frame that is kept: its file, its picture, the study's date,
-    and what to look at, as problem and more of the mend.
+    """A frame that is kept: its file, its picture, the study's date, its number in the run or none if all
+    frames went into it, whether it was mirrored, and what to look at, as problem and more of the mend.
     """
     file: str
     picture: Path
     date: str
+    number: int | str
+    mirrored: bool
     doubts: list[tuple[str, str]]
 
 # %% ../nbs/02a_dicom.ipynb #b81cf448
@@ -414,7 +416,9 @@ def _doubts(dataset, view: str, mirrored: bool | None) -> list[tuple[str, str]]:
 
 # %% ../nbs/02a_dicom.ipynb #9747b779
 def _take(path: Path, mapped: tuple[str, str, str], projection: str) -> tuple:
-    "Return patient, study, view, frame, date and doubts of a DICOM file; what the mapping says goes first."
+    """Return patient, study and view of a DICOM file, its frame, and date, number, mirrored and doubts as in
+    `_Kept`; what the mapping says goes first.
+    """
     dataset, frames = read_dicom(path)
     own = tag_of(dataset, 'PatientID'), tag_of(dataset, 'StudyInstanceUID'), view_of(dataset)
     patient, study, view = said = [said or tag for said, tag in zip(mapped, own)]
@@ -423,9 +427,12 @@ def _take(path: Path, mapped: tuple[str, str, str], projection: str) -> tuple:
     if left:
         raise FrameError(f'{path} leaves {" and ".join(left)} open; '
                          f'add a row{"" if study else " with a study"} to the mapping.')
-    frame, mirrored = best_frame(frames, projection), is_mirrored(dataset, view)
-    return (*said, frame[:, ::-1] if mirrored else frame, tag_of(dataset, 'StudyDate'),
-            _doubts(dataset, view, mirrored))
+    # counted from 1, as in DICOM
+    number = 1 + best_number(frames) if projection == 'filling' else ''
+    frame = frames[number - 1].copy() if number else best_frame(frames, projection)
+    mirrored = is_mirrored(dataset, view)
+    return (*said, frame[:, ::-1] if mirrored else frame, tag_of(dataset, 'StudyDate'), number,
+            bool(mirrored), _doubts(dataset, view, mirrored))
 
 # %% ../nbs/02a_dicom.ipynb #f4a19b63
 def _collect(files: dict[str, Path], chosen: dict, projection: str, folder: Path, problems: list) -> dict:
@@ -438,8 +445,7 @@ def _collect(files: dict[str, Path], chosen: dict, projection: str, folder: Path
     for number, name in enumerate(tqdm(order, desc='importing', unit='file', delay=3)):
         path, picture = files[name], folder / f'{number}.png'
         try:
-            patient, study, view, frame, date, doubts = _take(
-                path, chosen.get(name, ('', '', '')), projection)
+            patient, study, view, frame, *more = _take(path, chosen.get(name, ('', '', '')), projection)
         except FrameError as error:
             problems.append(('', name, *str(error).removeprefix(f'{path} ').rstrip('.').split('; ')))
             continue
@@ -449,7 +455,7 @@ def _collect(files: dict[str, Path], chosen: dict, projection: str, folder: Path
             problems.append(('', name, f'another file shows {view} of the same study', mend))
             continue
         Image.fromarray(frame).save(picture)
-        kept[view] = _Kept(name, picture, date, doubts)
+        kept[view] = _Kept(name, picture, *more)
     return found
 
 # %% ../nbs/02a_dicom.ipynb #f3046875
@@ -472,9 +478,12 @@ def _notes(studies: dict[str, tuple[str, str]], found: dict) -> list[tuple[str, 
 # %% ../nbs/02a_dicom.ipynb #b9c27e14
 def _write_key(key: Path, studies: dict[str, tuple[str, str]], found: dict) -> None:
     "Write the way back to the patients."
-    rows = [(index, *one, found[one][view].date, view, found[one][view].file)
+    names = ['Index', 'patient', 'study', 'date', 'view', 'file', 'frame', 'mirrored']
+    kept = [(index, one, view, found[one][view])
             for index, one in studies.items() for view in VIEWS if view in found[one]]
-    _write_private(key, pd.DataFrame(rows, columns=['Index', 'patient', 'study', 'date', 'view', 'file']))
+    rows = [(index, *one, frame.date, view, frame.file, frame.number, int(frame.mirrored))
+            for index, one, view, frame in kept]
+    _write_private(key, pd.DataFrame(rows, columns=names))
 
 # %% ../nbs/02a_dicom.ipynb #17657c1d
 def _write_imported(beside: Path, key: Path, studies: dict[str, tuple[str, str]], found: dict) -> None:
@@ -509,8 +518,9 @@ def import_dicom(source: str | Path, out: str | Path, key: str | Path, mapping: 
     out : str or Path
         The cohort's folder; new.
     key : str or Path
-        A CSV outside `out` that gets Index, patient, study, date, view, file of each frame:
-        the only way back to the patients. Keep it apart.
+        A CSV outside `out` that gets Index, patient, study, date, view and file of each frame, its number in
+        the run (from 1; empty if all frames went into it), and 1 if it was mirrored: the only way back to the
+        patients. Keep it apart.
     mapping : str or Path, optional
         A CSV with the columns file (relative to `source`), Patient and view, and perhaps study; it goes
         before what the files say. `propose_mapping` writes one to begin with. A view of `-` leaves a file
@@ -534,7 +544,7 @@ def import_dicom(source: str | Path, out: str | Path, key: str | Path, mapping: 
     source, out, key = Path(source), Path(out), Path(key)
     _check_folders(source, out, key)
     problems = []
-    files = _files_below(source, problems)
+    files = files_below(source, problems)
     chosen = _read_mapping(mapping, files)
     table = lambda: pd.DataFrame(problems, columns=['Index', 'file', 'problem', 'mend'])
     with whole(out) as beside:

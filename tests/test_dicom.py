@@ -2,8 +2,10 @@
 
 import csv
 import os
+import shutil
 import tracemalloc
 
+import highdicom
 import numpy as np
 import pandas as pd
 import pydicom
@@ -165,3 +167,40 @@ def test_import_asks_for_what_it_needs(tmp_path, capsys):
     assert main(f"import-dicom {tmp_path}/hospital --propose {tmp_path}/mapping.csv".split()) == 1
     said = capsys.readouterr().err
     assert said.count("holds no file that is readable DICOM") == 2 and not (tmp_path / "mapping.csv").exists()
+
+
+def test_what_was_flagged_goes_back_as_reports_of_the_right_patient(tmp_path, capsys):
+    cohort = write_cohort(tmp_path / "cohort", 2, seed=5, size=300)
+    studies, _ = read_cohort(cohort / "test.csv", cohort, labelled=False)
+    (tmp_path / "hospital").mkdir()
+    for study, number in zip(studies, ("1.2.7", "1.2.8")):
+        for view, path in zip(VIEWS, study.frames):
+            file = tmp_path / f"hospital/{study.index}_{view}.dcm"
+            save(file, read_frame(path)[:, ::-1] if view.endswith("B") else read_frame(path), f"H{study.index}", view, study=number)
+            dataset = pydicom.dcmread(file)
+            dataset.SeriesInstanceUID = "1.2.9"
+            if view.endswith("B"):  # filmed from the right
+                dataset.PositionerPrimaryAngle = -90
+            dataset.save_as(file)
+    for name, seed in (("new", 0), ("other", 3)):  # the other way round
+        import_dicom(tmp_path / "hospital", tmp_path / name, tmp_path / f"{name}.csv", seed=seed)
+    assert main(f"predict --csv {tmp_path}/new/test.csv --images {tmp_path}/new --out {tmp_path}/read/output.csv --threshold 0.02".split()) == 0
+    words = f"export-dicom {tmp_path}/read {tmp_path}/hospital --out {tmp_path}/reports --key".split()
+    assert main([*words, f"{tmp_path}/other.csv"]) == 1 and not (tmp_path / "reports").exists()
+    assert "is not what" in capsys.readouterr().err
+    assert main([*words, f"{tmp_path}/new.csv"]) == 0
+    key = pd.read_csv(tmp_path / "new.csv", dtype=str).set_index(["Index", "view"])
+    places = pd.read_csv(tmp_path / "read/positions.csv", dtype={"Index": str})
+    for index, rows in places.groupby("Index"):
+        report = highdicom.sr.srread(tmp_path / f"reports/{index}.dcm")
+        assert report.PatientID == key.loc[(index, "LI-A"), "patient"]
+        groups = report.content.get_planar_roi_measurement_groups()
+        assert len(groups) == len(rows)
+        for group, row in zip(groups, rows.itertuples()):
+            x, y = group.roi.value[0] - 0.5
+            across = 299 - row.x if row.view.endswith("B") else row.x
+            assert abs(x - across) < 0.01 and abs(y - row.y) < 0.01
+    os.utime(tmp_path / "new/images/0001LI-A.png")
+    shutil.rmtree(tmp_path / "reports")
+    assert main([*words, f"{tmp_path}/new.csv"]) == 1
+    assert "predict again" in capsys.readouterr().err
