@@ -16,8 +16,8 @@ from pathlib import Path
 from . import __version__
 
 # %% auto #0
-__all__ = ['NOT_A_MEDICAL_DEVICE', 'SIMULATED_ONLY', 'simulate', 'check', 'project', 'import_dicom', 'train', 'export', 'predict',
-           'evaluate', 'demo', 'triage', 'export_dicom', 'main']
+__all__ = ['NOT_A_MEDICAL_DEVICE', 'SIMULATED_ONLY', 'MOST_IN_ONE_FILE', 'simulate', 'check', 'project', 'import_dicom', 'train',
+           'export', 'predict', 'evaluate', 'demo', 'triage', 'export_dicom', 'main']
 
 # %% ../nbs/11_cli.ipynb #cd32a499
 NOT_A_MEDICAL_DEVICE = 'Not a medical device: for research only, not for diagnosis or treatment.'
@@ -257,7 +257,9 @@ def predict(args: argparse.Namespace) -> int:
     from coding_vessels.files import locked, settle, whole
     if args.threshold is not None and not 0 < args.threshold <= 1:
         raise ValueError(f'threshold is {args.threshold}; give a number above 0, at most 1.')
-    if args.patients and not args.report: raise ValueError('--patients is for the page; add --report.')
+    for name in ('patients', 'single_file'):
+        if getattr(args, name) and not args.report:
+            raise ValueError(f'--{name.replace("_", "-")} is for the page; add --report.')
     if args.workers is not None and args.workers < 1:
         raise ValueError(f'workers is {args.workers}; use 1 or more.')
     out = Path(args.out)
@@ -325,6 +327,15 @@ def _shard(args, studies: list) -> tuple[list, bool]:
     number, count = _fraction('--shard', args.shard)
     return shard(studies, number, count), number == 1
 
+# %% ../nbs/11_cli.ipynb #11ff0001
+MOST_IN_ONE_FILE = 100          # patients; a browser takes a second to open their page
+
+
+def _frames_folder(args, patients: int) -> Path | None:
+    "Return where the frames of a page lie beside it; None if they lie in it, or there is no page."
+    if not args.report or args.single_file or patients <= MOST_IN_ONE_FILE: return None
+    return Path(args.report).with_name(f'{Path(args.report).stem}_files')
+
 # %% ../nbs/11_cli.ipynb #d94c6f03
 def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, list]:
     "Predict, and write what was found for the group `beside`; return the exit status and what to tell."
@@ -343,7 +354,8 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
         return 3 if files['errors'].exists() else 0, [(f'{args.out}: this prediction was finished before.',
                                                        sys.stdout)]
     _check_places(args, files, record, args.overwrite)
-    report = _Report(args, engine, studies) if args.report else None
+    frames = _frames_folder(args, len(studies))
+    report = _Report(args, engine, studies, frames and beside.inside(frames)) if args.report else None
     pictures = beside.inside(args.overlays) if args.overlays else None
     draw = prediction.overlay_writer(pictures) if args.overlays else None
 
@@ -361,14 +373,15 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
         before = _written(record) - _output_of(record)
         if len(lost): append_csv(beside(files['errors']), lost)
         if report: report.write(beside(args.report), rows, threshold, lost)
-        for place in _places(pictures, args.overlays, before): beside(place)
+        for place in _places(pictures, args.overlays, '*_*.png', before): beside(place)
+        for place in _places(report and report.frames, frames, '*.webp', before): beside(place)
         made = beside.places()
         _write_record(beside(), record, facts, made)
         for file in before - {path.resolve() for path in made}: beside.remove(file)     # of an earlier run
-        return _told(args, files, rows, lost)
+        return _told(args, files, rows, lost, frames)
 
 # %% ../nbs/11_cli.ipynb #5a17c3e8
-def _told(args, files, rows, lost) -> tuple[int, list]:
+def _told(args, files, rows, lost, frames: Path | None) -> tuple[int, list]:
     "Return the exit status of a prediction and the lines that say what it wrote."
     read, left = (sum('error' not in row for row in rows),
                   len({row['Index'] for row in rows if 'error' in row} | set(lost.Index)))
@@ -380,7 +393,8 @@ def _told(args, files, rows, lost) -> tuple[int, list]:
     if args.overlays: told.append((f'where the network looked: {args.overlays}/', sys.stdout))
     if warnings:
         told.append((f'{warnings} warnings of missing or suspicious frames: {files["warnings"]}', sys.stderr))
-    if args.report: told.append((f'a page to read: {args.report}', sys.stdout))
+    page = f'a page to read: {args.report}' + (f', with its frames in {frames}/' if frames else '')
+    if args.report: told.append((page, sys.stdout))
     if left: told.append((f'{left} patients or files left out: {files["errors"]}', sys.stderr))
     if not args.model: told.append((SIMULATED_ONLY, sys.stdout))
     return 3 if left else 0, [*told, (NOT_A_MEDICAL_DEVICE, sys.stdout)]
@@ -419,13 +433,13 @@ def _output_of(record: Path) -> set[Path]:
     except (OSError, ValueError, KeyError, TypeError): return set()
 
 # %% ../nbs/11_cli.ipynb #7445a788
-def _places(pictures: Path | None, folder, before: set[Path]) -> list[Path]:
+def _places(pictures: Path | None, folder, pattern: str, before: set[Path]) -> list[Path]:
     "Return the places in the folder that the new pictures go to, which must be free or an earlier run's."
-    places = [Path(folder) / picture.name for picture in sorted(pictures.glob('*_*.png'))] if pictures else []
+    places = [Path(folder) / picture.name for picture in sorted(pictures.glob(pattern))] if pictures else []
     foreign = [str(place) for place in places if place.exists() and place.resolve() not in before]
     if foreign:
         raise FileExistsError(f'{", ".join(foreign[:3])} was not written by this program; move it, or choose '
-                              'another --overlays.')
+                              f'another place than {folder}.')
     return places
 
 # %% ../nbs/11_cli.ipynb #86e2b5d9
@@ -439,7 +453,7 @@ def _facts(args, engine) -> dict:
     "Return what the result of a prediction depends on, apart from the frames."
     words = {name: None if getattr(args, name) is None else str(getattr(args, name))
              for name in ('csv', 'images', 'out', 'threshold', 'require_all', 'shard', 'overlays', 'report',
-                          'truth', 'patients')}
+                          'single_file', 'truth', 'patients')}
     words |= {f'content of {name}': _content(Path(file).read_bytes()) for name in ('truth', 'patients')
               if (file := getattr(args, name))}
     return {'coding_vessels': __version__} | words | {'model': engine.file.name, 'weights': engine.source,
@@ -499,8 +513,9 @@ def _page_facts(args, model: str, errors) -> dict[str, str]:
 # %% ../nbs/11_cli.ipynb #d3702ec1
 class _Report:
     "Collects what the page of `predict --report` needs, and writes it."
-    def __init__(self, args, engine, studies):
+    def __init__(self, args, engine, studies, frames: Path | None):
         self.args, self.truth, self.histories = args, _page_truth(args, studies), None
+        self.frames = frames                            # where they are written that lie beside the page
         self.model = (f'{engine.file.name}, run in {engine.name}; '
                       f'SHA-256 of the weights {engine.source[:16]}')
         if args.patients:
@@ -508,12 +523,14 @@ class _Report:
             self.histories = read_patients(args.patients, {_canonical(study.index) for study in studies})
 
     def page(self, reading) -> dict:
-        from coding_vessels.report import page_of
+        from coding_vessels.report import in_file, in_page, page_of
         from coding_vessels.risk import Patient
+        near = f'{Path(self.args.report).stem}_files'
+        keep = partial(in_file, self.frames, near) if self.frames else in_page
         patient = None
         if self.histories is not None:
             patient = self.histories.get(_canonical(reading.study.index), Patient())
-        return page_of(reading, self.truth, patient)
+        return page_of(reading, self.truth, patient, keep)
 
     def write(self, file: Path, rows, threshold, lost) -> None:
         import pandas as pd
@@ -730,7 +747,9 @@ def _add_reading(verb) -> None:
          ('--overlays', dict(help='folder for pictures of where the network looked')),
          ('--require-all', dict(action='store_true',
                                 help='leave out studies that lack one of the eight views')),
-         ('--report', dict(help='an HTML page to read')),
+         ('--report', dict(help='an HTML page to read; of more than 100 patients the frames lie in a folder '
+                                'beside it')),
+         ('--single-file', dict(action='store_true', help='a page with the frames in it, however many')),
          ('--truth', dict(help='true labels for the page: its scores are shown')),
          ('--patients', dict(help='histories for the page, as in triage: its list gets a column of urgency')),
          ('--overwrite', dict(action='store_true')),

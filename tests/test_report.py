@@ -80,7 +80,7 @@ def test_attention_is_switched_on_and_off(page):
     choice.focus()
     page.keyboard.press("Space")  # by keyboard
     layers = patient.locator(".layer:visible")
-    assert layers.count() in (2, 4) and patient.locator(".peak:visible").count() == layers.count()
+    assert layers.count() in (2, 4) and patient.locator(".peak:not(.sac):visible").count() == layers.count()
     assert {layers.nth(i).get_attribute("data-location") for i in range(layers.count())} == {choice.get_attribute("value")}
     frame, layer = layers.first.locator("xpath=..").bounding_box(), layers.first.bounding_box()
     assert layer["x"] >= frame["x"] - 1 and layer["width"] <= frame["width"] + 1
@@ -245,21 +245,67 @@ def test_phone_and_paper(page):
     assert page.pdf(format="A4").startswith(b"%PDF")
 
 
-def test_two_hundred_patients(page, tmp_path):
-    """The page's ten patients twenty times over: its size, and how long it takes to open and to turn to a patient (pytest -s shows it)."""
+def test_frames_of_many_patients_lie_beside_the_page(page, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("coding_vessels.cli.MOST_IN_ONE_FILE", 5)
+    words = f"predict --csv {folder}/cohort/test.csv --images {folder}/cohort --out {tmp_path}/output.csv --threshold 0.1 --report {tmp_path}/a page.html"
+    words = [word.replace("~", " ") for word in words.replace("a page", "a~page").split()]
+    assert main(words) == 3 and f"{tmp_path}/a page_files/" in capsys.readouterr().out
+    pictures = sorted(path.name for path in (tmp_path / "a page_files").iterdir())
+    assert len(pictures) == 9 * 8 and (tmp_path / "a page.html").stat().st_size < 0.4e6
+    other, requests, trouble = page.context.browser.new_page(), [], []
+    other.on("request", lambda request: requests.append(request.url) if not request.url.startswith("data:") else None)
+    other.on("console", lambda message: trouble.append(message.text))
+    other.goto((tmp_path / "a page.html").as_uri())
+    assert requests == [(tmp_path / "a page.html").as_uri()]  # nothing is loaded that nobody looks at
+    other.locator("#patients tbody a").first.click()
+    other.locator("#patient-1 .frame img").first.wait_for(state="visible")
+    widths = "[...document.querySelectorAll('#patient-1 .frame > img:first-child')].map(img => img.naturalWidth)"
+    other.wait_for_function(f"{widths}.every(width => width === 400)")  # as filmed
+    assert {url.rsplit("/", 1)[0] for url in requests[1:]} == {(tmp_path / "a page_files").as_uri()}
+    assert trouble == []
+    other.close()
+    (tmp_path / "a page_files/mine.txt").write_text("x")
+    assert main([*words, "--overwrite", "--single-file"]) == 3  # what lay beside is not needed any more
+    assert [path.name for path in (tmp_path / "a page_files").iterdir()] == ["mine.txt"]
+    assert (tmp_path / "a page.html").stat().st_size > 0.4e6
+    assert main(["predict", *words[1:7], "--overwrite", "--single-file"]) == 1
+    assert "--single-file is for the page" in capsys.readouterr().err
+
+
+def test_all_that_the_list_shows_is_printed(page):
+    page.locator("#search").fill("100")
+    assert page.locator("section.patient").count() == 0
+    whole = page.pdf(format="A4")
+    page.locator("#search").fill("1003")
+    assert len(page.pdf(format="A4")) < len(whole) / 3
+    assert page.locator("section.patient").count() == 0
+    page.locator("#patients tbody a:visible").first.click()
+    assert page.locator("section.patient").count() == 1 and len(page.pdf(format="A4")) < len(whole) / 3
+    assert page.locator("section.patient").count() == 1
+
+
+def test_many_patients(page, tmp_path):
+    """The page's ten patients over and over: its size, and how long it takes to open and to turn to a patient (pytest -s shows it)."""
+    from functools import partial
+
     from coding_vessels.engines import load_engine
     from coding_vessels.prediction import predict_studies
-    from coding_vessels.report import page_of, write_report
+    from coding_vessels.report import in_file, in_page, page_of, write_report
 
-    cohort, engine, pages = write_cohort(tmp_path / "cohort", 10, seed=6, size=720), load_engine(), []
-    predict_studies(engine, read_cohort(cohort / "test.csv", cohort, labelled=False)[0], visit=lambda reading: pages.append(page_of(reading)))
-    path = write_report(tmp_path / "report.html", [dict(entry) for entry in pages * 20], "200", {}, ["Not a medical device."])
-    assert path.stat().st_size < 60e6
-    began, other = time.perf_counter(), page.context.browser.new_page()
-    other.goto(path.as_uri())
-    opened = time.perf_counter()
-    other.evaluate("location.hash = '#patient-151'")
-    other.locator("#patient-151 .frame img").first.wait_for(state="visible")
-    print(f"\n200 patients: {path.stat().st_size / 1e6:.0f} MB, opened in {opened - began:.1f} s, turned to a patient in {time.perf_counter() - opened:.1f} s")
-    assert other.locator("section.patient:visible").count() == 1
-    other.close()
+    cohort, engine = write_cohort(tmp_path / "cohort", 10, seed=6, size=720), load_engine()
+    studies = read_cohort(cohort / "test.csv", cohort, labelled=False)[0]
+    (tmp_path / "report_files").mkdir()
+    for patients, keep in ((100, in_page), (1127, partial(in_file, tmp_path / "report_files", "report_files"))):
+        pages = []
+        predict_studies(engine, studies, visit=lambda reading: pages.append(page_of(reading, keep=keep)))
+        path = write_report(tmp_path / "report.html", [pages[i % 10] | {"index": str(1000 + i)} for i in range(patients)], "many", {}, ["Not a medical device."])
+        assert path.stat().st_size < 30e6
+        began, other = time.perf_counter(), page.context.browser.new_page()
+        other.goto(path.as_uri())
+        opened = time.perf_counter()
+        other.evaluate("location.hash = '#patient-51'")
+        other.locator("#patient-51 .frame img").first.wait_for(state="visible")
+        turned, nodes = time.perf_counter(), other.evaluate("document.querySelectorAll('*').length")
+        print(f"\n{patients} patients: {path.stat().st_size / 1e6:.0f} MB, opened in {opened - began:.1f} s, turned to a patient in {turned - opened:.1f} s")
+        assert other.locator("section.patient").count() == 1 and nodes < 1000 + 20 * patients
+        other.close()

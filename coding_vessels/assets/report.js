@@ -47,10 +47,7 @@ function sort(head) {
 function filter() {
   const search = one('search').value.trim().toLowerCase();
   const wanted = all('#filters input:checked').map(box => box.value);
-  for (const row of rows()) {
-    row.hidden = !row.dataset.index.toLowerCase().includes(search) || wanted.some(name => row.dataset[name] === '0');
-    one(row.dataset.patient).classList.toggle('out', row.hidden);
-  }
+  for (const row of rows()) row.hidden = !row.dataset.index.toLowerCase().includes(search) || wanted.some(name => row.dataset[name] === '0');
   one('count').textContent = t('{n} of {m} patients', {n: listed().length, m: rows().length});
 }
 
@@ -78,12 +75,28 @@ function nameNeighbours() {                             // the links to the neig
   }
 }
 
+// A patient's section waits in a template until it is wanted: a thousand of them at once would be slow.
+function section(name) {
+  const waiting = one(`of-${name}`);
+  if (!waiting || one(name)) return waiting && one(name);
+  const patient = waiting.content.firstElementChild.cloneNode(true);
+  one('shown').append(patient);
+  translate(patient);
+  recall(patient);
+  return patient;
+}
+
+function print() {                                      // on paper: the patient on show, or all in the list
+  if (!opened) for (const row of listed()) for (const picture of all('img', section(row.dataset.patient))) picture.loading = 'eager';
+}
+
+function printed() { if (!opened) one('shown').replaceChildren(); }
+
 function route() {
-  const target = one(decodeURIComponent(location.hash.slice(1)));
-  const patient = target?.classList.contains('patient') ? target : null, was = opened;
+  const name = decodeURIComponent(location.hash.slice(1)), patient = section(name), target = one(name), was = opened;
   if (patient && patient === was) return;
   if (!was) kept = scrollY;
-  was?.classList.remove('open');
+  was?.remove();
   viewer.close();
   opened = patient;
   root.classList.toggle('reading', !!patient);
@@ -332,10 +345,11 @@ listen('change', CHANGES);
 listen('input', {'#search': filter, '#width, #level': grey, '.note': CHANGES['.note']});
 document.addEventListener('keydown', press);
 addEventListener('hashchange', route);
+addEventListener('beforeprint', print);
+addEventListener('afterprint', printed);
 addEventListener('resize', () => viewer.open && views.forEach(fit));
 addEventListener('load', () => opened && scrollTo(0, 0));
 history.scrollRestoration = 'manual';
 root.classList.add('js');
 speak(language);
-all('.patient').forEach(recall);
 route();
