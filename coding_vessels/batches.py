@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache as cache_of
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
@@ -49,6 +50,23 @@ def _cached(study: Study, settings: Preprocessing, cache: str | Path) -> Path:
     name = hashlib.sha256(made.encode()).hexdigest()[:32]
     return Path(cache) / f'{name}.npy'
 
+
+@cache_of
+def _beginning(size: int) -> bytes:
+    "Return how an .npy file of eight frames of some size begins."
+    kept = {'descr': '|u1', 'fortran_order': False, 'shape': (len(VIEWS), size, size)}
+    np.lib.format.write_array_header_1_0(content := io.BytesIO(), kept)
+    return content.getvalue()
+
+
+def _kept_frames(file: Path, size: int) -> np.ndarray | None:
+    "Return the frames in a file of the cache, (8, size, size); None if it is not there yet, or damaged."
+    try: content = np.fromfile(file, np.uint8)
+    except OSError: return None
+    begin, length = _beginning(size), len(VIEWS) * size ** 2
+    if len(content) != len(begin) + length or content[:len(begin)].tobytes() != begin: return None
+    return content[len(begin):].reshape(len(VIEWS), size, size)
+
 # %% ../nbs/04_batches.ipynb #0eb4ebd6
 def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache: str | Path | None = None
               ) -> np.ndarray:
@@ -73,8 +91,8 @@ def load_study(study: Study, settings: Preprocessing = Preprocessing(), cache: s
     """
     if cache is None: return preprocess_study(study, settings)
     file = _cached(study, settings, cache)
-    try: return np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError): pass                    # not there yet, or damaged: made anew
+    kept = _kept_frames(file, settings.size)
+    if kept is not None: return kept
     frames = preprocess_study(study, settings)
     Path(cache).mkdir(parents=True, exist_ok=True)
     beside = file.with_suffix(f'.{uuid4().hex}.partial')                 # other machines may make it, too
