@@ -23,7 +23,7 @@ from .batches import CELL, in_order
 from .engines import WORKERS, Engine
 from .preprocessing import (Preprocessing, frame_warnings, preprocess_frames, usable,
                                           view_warnings)
-from .size import sac_width
+from .size import finding_width
 from .studies import FrameError, Study, append_csv, read_frame
 
 # %% auto #0
@@ -152,11 +152,18 @@ class Reading:
         "Return the views of a location that the network was given."
         return [view for view in views_of(location) if self.present[VIEWS.index(view)]]
 
-    def width(self, location: str, view: str, shape: tuple[int, int]) -> float | None:
-        "Return how wide an aneurysm is in a view, in pixels of its frame of that width and height, or None."
+    def place(self, location: str, view: str) -> tuple[float, float]:
+        "Return where a location's map peaks in a view: x and y in pixels of its frame."
+        peak = peak_of(attention_map(self.maps, location, view))
+        return self.settings.place_back(*peak, *self.frames[VIEWS.index(view)].shape[::-1])
+
+    def width(self, location: str, view: str) -> float | None:
+        "Return how wide an aneurysm is in a view, in pixels of its frame, or None."
         if self.masks is None: return None
-        width = sac_width(self.masks, location, view, self.settings.place(0, 0, *shape)[2])
-        return round(width, 1) if np.isfinite(width) else None
+        frame = self.frames[VIEWS.index(view)]
+        scale = self.settings.place(0, 0, *frame.shape[::-1])[2]
+        width = finding_width(self.masks, frame, location, view, self.place(location, view), scale)
+        return None if np.isnan(width) else round(width, 1)
 
     def positions(self) -> list[tuple]:
         """Return location, probability, view, and x, y and width in pixels of the frame, of each flagged
@@ -166,10 +173,8 @@ class Reading:
         for location in self.flagged if self.maps is not None else []:
             probability = round(float(self.probabilities[1 + LOCATIONS.index(location)]), 4)
             for view in self.views_of(location):
-                peak = peak_of(attention_map(self.maps, location, view))
-                shape = self.frames[VIEWS.index(view)].shape[::-1]
-                x, y = self.settings.place_back(*peak, *shape)
-                width = self.width(location, view, shape)
+                x, y = self.place(location, view)
+                width = self.width(location, view)
                 rows.append((location, probability, view, round(x, 1), round(y, 1), width))
         return rows
 
