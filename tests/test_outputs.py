@@ -86,7 +86,7 @@ def test_resume_knows_tables_that_changed(tmp_path):
 
     from coding_vessels.cli import _facts
 
-    names = "csv", "images", "out", "threshold", "require_all", "shard", "overlays", "report", "truth"
+    names = "csv", "images", "out", "threshold", "require_all", "shard", "overlays", "report", "single_file", "truth"
     args = SimpleNamespace(**dict.fromkeys(names), patients=str(tmp_path / "patients.csv"))
     engine = SimpleNamespace(file=tmp_path, source="s", name="n", precision="p")
     told = []
