@@ -31,7 +31,7 @@ from .studies import PIXELS, SIDES, FrameError, check_file, read_table
 
 # %% auto #0
 __all__ = ['LONGEST', 'grey_frames', 'best_number', 'best_frame', 'read_dicom', 'tag_of', 'angle_of', 'unsure', 'view_of',
-           'is_mirrored', 'files_below', 'propose_mapping', 'import_dicom']
+           'is_mirrored', 'scale_of', 'files_below', 'propose_mapping', 'import_dicom']
 
 # %% ../nbs/02a_dicom.ipynb #5b0c3a71
 def _span(frames) -> tuple[float, float]:
@@ -287,6 +287,33 @@ def is_mirrored(dataset: Dataset, view: str) -> bool | None:
     along = math.cos(angle) if frontal else math.sin(angle)
     return along < 0 if abs(along) >= 0.5 else None
 
+# %% ../nbs/02a_dicom.ipynb #09c00011
+def _number(dataset: Dataset, name: str) -> float:
+    "Return a positive number of a DICOM object; NaN if there is none, or several that differ by a hundredth."
+    try: numbers = [float(one.strip(" '")) for one in tag_of(dataset, name).strip('[]').split(',')]
+    except ValueError: return math.nan
+    return numbers[0] if 0 < max(numbers) <= 1.01 * min(numbers) else math.nan
+
+# %% ../nbs/02a_dicom.ipynb #09c00012
+def scale_of(dataset: Dataset) -> tuple[float, str]:
+    """Return the millimetres of a pixel at the patient, and what they come from; NaN and '' if the file does
+    not say.
+
+    Parameters
+    ----------
+    dataset : pydicom.Dataset
+        An X-ray angiography object.
+    """
+    calibrated = _number(dataset, 'PixelSpacing')
+    kind = tag_of(dataset, 'PixelSpacingCalibrationType')
+    if kind and not math.isnan(calibrated): return calibrated, f'pixel spacing, calibrated ({kind.lower()})'
+    detector = _number(dataset, 'ImagerPixelSpacing')
+    given = _number(dataset, 'EstimatedRadiographicMagnificationFactor')
+    if not math.isnan(detector / given): return detector / given, 'imager pixel spacing and magnification'
+    distances = _number(dataset, 'DistanceSourceToDetector'), _number(dataset, 'DistanceSourceToPatient')
+    scale = detector * distances[1] / distances[0]
+    return (math.nan, '') if math.isnan(scale) else (scale, 'imager pixel spacing and distances')
+
 # %% ../nbs/02a_dicom.ipynb #7dd47139
 def _printable(name: str) -> str:
     "Return a file's name with forward slashes; bytes that are no UTF-8 stand as backslash codes."
@@ -385,12 +412,13 @@ def propose_mapping(source: str | Path, mapping: str | Path) -> pd.DataFrame:
 
 # %% ../nbs/02a_dicom.ipynb #84d6f0b5
 class _Kept(NamedTuple):
-    """A frame that is kept: its file, its picture, the study's date, its number in the run or none if all
-    frames went into it, whether it was mirrored, and what to look at, as problem and more of the mend.
+    """A frame that is kept: its file, its picture, the study's date, the scale, its number in the run or none
+    if all frames went into it, whether it was mirrored, and what to look at, as problem and more of the mend.
     """
     file: str
     picture: Path
     date: str
+    scale: tuple[float, str]
     number: int | str
     mirrored: bool
     doubts: list[tuple[str, str]]
@@ -416,8 +444,8 @@ def _doubts(dataset, view: str, mirrored: bool | None) -> list[tuple[str, str]]:
 
 # %% ../nbs/02a_dicom.ipynb #9747b779
 def _take(path: Path, mapped: tuple[str, str, str], projection: str) -> tuple:
-    """Return patient, study and view of a DICOM file, its frame, and date, number, mirrored and doubts as in
-    `_Kept`; what the mapping says goes first.
+    """Return patient, study and view of a DICOM file, its frame, and date, scale, number, mirrored and doubts
+    as in `_Kept`; what the mapping says goes first.
     """
     dataset, frames = read_dicom(path)
     own = tag_of(dataset, 'PatientID'), tag_of(dataset, 'StudyInstanceUID'), view_of(dataset)
@@ -431,8 +459,8 @@ def _take(path: Path, mapped: tuple[str, str, str], projection: str) -> tuple:
     number = 1 + best_number(frames) if projection == 'filling' else ''
     frame = frames[number - 1].copy() if number else best_frame(frames, projection)
     mirrored = is_mirrored(dataset, view)
-    return (*said, frame[:, ::-1] if mirrored else frame, tag_of(dataset, 'StudyDate'), number,
-            bool(mirrored), _doubts(dataset, view, mirrored))
+    return (*said, frame[:, ::-1] if mirrored else frame, tag_of(dataset, 'StudyDate'), scale_of(dataset),
+            number, bool(mirrored), _doubts(dataset, view, mirrored))
 
 # %% ../nbs/02a_dicom.ipynb #f4a19b63
 def _collect(files: dict[str, Path], chosen: dict, projection: str, folder: Path, problems: list) -> dict:
@@ -487,12 +515,16 @@ def _write_key(key: Path, studies: dict[str, tuple[str, str]], found: dict) -> N
 
 # %% ../nbs/02a_dicom.ipynb #17657c1d
 def _write_imported(beside: Path, key: Path, studies: dict[str, tuple[str, str]], found: dict) -> None:
-    "Name the pictures, and write the table and the key."
+    "Name the pictures, and write the table, the scales and the key."
     for index, one in studies.items():
         for view in (view for view in VIEWS if view in found[one]):
             found[one][view].picture.rename(beside / f'images/{index}{view}.png').touch()
     table = pd.DataFrame(0, index=range(len(studies)), columns=list(COLUMNS)).assign(Index=list(studies))
     table.to_csv(beside / 'test.csv', index=False)
+    scales = [(index, view, *found[one][view].scale) for index, one in studies.items()
+              for view in VIEWS if view in found[one] and found[one][view].scale[1]]
+    scales = pd.DataFrame(scales, columns=['Index', 'view', 'mm', 'source']).round({'mm': 5})
+    if len(scales): scales.to_csv(beside / 'scales.csv', index=False)
     _write_key(key, studies, found)
 
 # %% ../nbs/02a_dicom.ipynb #02ad0001

@@ -19,13 +19,13 @@ from pydicom.sr.coding import Code
 
 from . import __version__
 from .anatomy import LOCATION_NAMES, VIEWS
-from .dicom import best_frame, files_below, read_dicom, tag_of
+from .dicom import best_frame, files_below, read_dicom, scale_of, tag_of
 from .files import whole
 from .prediction import fingerprint
 from .studies import read_cohort, read_frame, read_table
 
 # %% auto #0
-__all__ = ['ARTERIES', 'site_of', 'scale_of', 'region_of', 'finding_of', 'report_of', 'export_dicom']
+__all__ = ['ARTERIES', 'site_of', 'region_of', 'finding_of', 'report_of', 'export_dicom']
 
 # %% ../nbs/09c_dicom_reports.ipynb #09c00007
 _OURS = '99CODINGVESSELS'
@@ -43,33 +43,6 @@ def site_of(location: str) -> hd.sr.FindingSite:
     "Return the coded artery of one of LOCATIONS, with its side; the basilar artery has none."
     side, _, artery = location.rpartition('_')
     return hd.sr.FindingSite(ARTERIES[artery], {'L': codes.SCT.Left, 'R': codes.SCT.Right, '': None}[side])
-
-# %% ../nbs/09c_dicom_reports.ipynb #09c00011
-def _number(dataset: Dataset, name: str) -> float:
-    "Return a positive number of a DICOM object, the first if there are several; NaN if there is none."
-    first = tag_of(dataset, name).strip('[]').split(',')[0]
-    try: return number if (number := float(first)) > 0 else math.nan
-    except ValueError: return math.nan
-
-# %% ../nbs/09c_dicom_reports.ipynb #09c00012
-def scale_of(dataset: Dataset) -> tuple[float, str]:
-    """Return the millimetres of a pixel at the patient, and what they come from; NaN and '' if the file does
-    not say.
-
-    Parameters
-    ----------
-    dataset : pydicom.Dataset
-        An X-ray angiography object.
-    """
-    calibrated = _number(dataset, 'PixelSpacing')
-    kind = tag_of(dataset, 'PixelSpacingCalibrationType')
-    if kind and not math.isnan(calibrated): return calibrated, f'pixel spacing, calibrated ({kind.lower()})'
-    detector = _number(dataset, 'ImagerPixelSpacing')
-    given = _number(dataset, 'EstimatedRadiographicMagnificationFactor')
-    if not math.isnan(detector / given): return detector / given, 'imager pixel spacing and magnification'
-    distances = _number(dataset, 'DistanceSourceToDetector'), _number(dataset, 'DistanceSourceToPatient')
-    scale = detector * distances[1] / distances[0]
-    return (math.nan, '') if math.isnan(scale) else (scale, 'imager pixel spacing and distances')
 
 # %% ../nbs/09c_dicom_reports.ipynb #09c00015
 def region_of(row: pd.Series, dataset: Dataset) -> hd.sr.ImageRegion:

@@ -157,17 +157,21 @@ class Reading:
         peak = peak_of(attention_map(self.maps, location, view))
         return self.settings.place_back(*peak, *self.frames[VIEWS.index(view)].shape[::-1])
 
-    def width(self, location: str, view: str) -> float | None:
-        "Return how wide an aneurysm is in a view, in pixels of its frame, or None."
-        if self.masks is None: return None
-        frame = self.frames[VIEWS.index(view)]
+    def width(self, location: str, view: str) -> tuple[float | None, float | None, str]:
+        """Return how wide an aneurysm is in a view: pixels of its frame, millimetres, and what these come
+        from; None and '' where that can't be told.
+        """
+        if self.masks is None: return None, None, ''
+        frame, place = self.frames[VIEWS.index(view)], self.place(location, view)
         scale = self.settings.place(0, 0, *frame.shape[::-1])[2]
-        width = finding_width(self.masks, frame, location, view, self.place(location, view), scale)
-        return None if np.isnan(width) else round(width, 1)
+        width = finding_width(self.masks, frame, location, view, place, scale)
+        pixel, source = (self.study.scales or {}).get(view, (None, ''))
+        if np.isnan(width): return None, None, ''
+        return round(width, 1), pixel and round(width * pixel, 1), source
 
     def positions(self) -> list[tuple]:
-        """Return location, probability, view, and x, y and width in pixels of the frame, of each flagged
-        location in each view; the width is None where it can't be told.
+        """Return location, probability, view, x and y in pixels of the frame, and what `width` says, of each
+        flagged location in each view.
         """
         rows = []
         for location in self.flagged if self.maps is not None else []:
@@ -175,7 +179,7 @@ class Reading:
             for view in self.views_of(location):
                 x, y = self.place(location, view)
                 width = self.width(location, view)
-                rows.append((location, probability, view, round(x, 1), round(y, 1), width))
+                rows.append((location, probability, view, round(x, 1), round(y, 1), *width))
         return rows
 
 # %% ../nbs/09_prediction.ipynb #53de82ed
@@ -284,7 +288,8 @@ def tables_of(rows: Iterable[dict]) -> dict[str, pd.DataFrame]:
     return {'probabilities': pd.DataFrame([[row['Index'], *row['probabilities']]
                                            for row in rows if 'error' not in row], columns=list(COLUMNS)),
             'positions': pd.DataFrame(
-                flat('positions'), columns=['Index', 'location', 'probability', 'view', 'x', 'y', 'width']),
+                flat('positions'), columns=['Index', 'location', 'probability', 'view', 'x', 'y', 'width',
+                                            'width_mm', 'scale']),
             'warnings': pd.DataFrame(flat('warnings'), columns=['Index', 'view', 'file', 'warning'],
                                      dtype=object),
             'errors': pd.DataFrame([[row['Index'], row['error']] for row in rows if 'error' in row],
@@ -311,8 +316,9 @@ def predict_studies(engine: Engine, studies: list[Study], threshold: float | np.
     -------
     DataFrame, DataFrame, DataFrame
         Probabilities: Index and the 22 labels, float, NaN where not assessed, in the order of the studies.
-        Positions: Index, location, probability, view, and x, y and width in pixels of the frame; the width is
-        NaN where it can't be told. Errors: Index and error.
+        Positions: Index, location, probability, view, x, y and width in pixels of the frame, width_mm and
+        scale, what the millimetres come from; the widths are NaN where they can't be told.
+        Errors: Index and error.
     """
     rows = []
     append_rows(rows, studies, lambda left: rows_of(engine, left, threshold, visit))
@@ -445,12 +451,13 @@ class Part(Sequence):
 
 # %% ../nbs/09_prediction.ipynb #3b9ef2ee
 def fingerprint(studies: list[Study]) -> str:
-    "Return a digest of the studies' indices and of the names, sizes and times of their files."
+    "Return a digest of the studies' indices and scales, and of the names, sizes and times of their files."
     digest = hashlib.sha256()
     for study in studies:
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns)
                  for path in study.frames if path and path.exists()]
-        digest.update(repr((study.index, stats)).encode(errors='surrogateescape'))
+        scaled = [study.scales] if study.scales else []
+        digest.update(repr((study.index, stats, *scaled)).encode(errors='surrogateescape'))
     return digest.hexdigest()[:32]
 
 # %% ../nbs/09_prediction.ipynb #84dfc567

@@ -107,10 +107,10 @@ def _frame(reading, view: str, locations: list[str], keep: Callable) -> dict:
     for location in [name for name in locations if view in reading.views_of(name)]:
         attention = attention_map(reading.maps, location, view)
         x, y = percent(*peak_of(attention))
-        wide = reading.width(location, view)
+        wide, mm, scale = reading.width(location, view)
         size = wide and round(100 * wide / width, 2)
         layers.append({'location': location, 'picture': attention_layer(attention), 'x': x, 'y': y,
-                       'wide': wide, 'size': size})
+                       'wide': wide, 'mm': mm, 'scale': scale, 'size': size})
     picture = keep(frame, f'{reading.study.index}{view}')
     return shown | {'picture': picture, 'layers': layers, 'left': left, 'top': top,
                     'width': round(right - left, 3), 'height': round(bottom - top, 3)}

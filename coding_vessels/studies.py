@@ -9,7 +9,8 @@ import io
 import os
 import re
 import stat
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from csv import Error as CSVError
 from csv import reader
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class Study:
     frames: Sequence[Path | None]     # eight files in the order of VIEWS; None for a view that was not filmed
     labels: np.ndarray | None     # (22,) uint8 in the order of LABELS; None if unknown
     truth: Path | None = None     # of a simulated patient: the JSON file that says where the aneurysms lie
+    scales: Mapping[str, tuple[float, str]] | None = None     # by view: mm a pixel, and what they come from
 
     @property
     def present(self) -> np.ndarray:
@@ -343,9 +345,38 @@ def _decodable(studies: list[Study], table: pd.DataFrame, problems: list) -> lis
         if not errors: good.append(study)
     return good
 
+# %% ../nbs/02_studies.ipynb #02sc0001
+def _scale_problem(row: pd.Series) -> tuple[str, str] | None:
+    "Return what is wrong with a row of a table of scales and what mends it, or None."
+    if row['view'] not in VIEWS: return f"'{row['view']}' is no view", f'use one of {", ".join(VIEWS)}'
+    try: size = float(row['mm'])
+    except ValueError: size = 0
+    if not 0.01 <= size <= 2: return f"mm is '{row['mm']}'", 'write millimetres a pixel, from 0.01 to 2'
+    if not row['source']: return 'source is empty', 'write what the millimetres come from'
+
+
+def _read_scales(file: Path, problems: list) -> dict[str, dict[str, tuple[float, str]]]:
+    """Return index -> view -> mm a pixel and their source, of a table, if it is there; add what is wrong to
+    `problems`.
+    """
+    scales = {}
+    if not file.exists(): return scales
+    table = read_table(file)
+    lacking = [name for name in ('view', 'mm', 'source') if name not in table]
+    if lacking:
+        raise ValueError(f'{file} lacks the columns {", ".join(lacking)}; add them, or remove the file.')
+    for line, row in table.iterrows():
+        own = scales.setdefault(canonical_index(row['Index']), {})
+        problem = _scale_problem(row)
+        if not problem and row['view'] in own:
+            problem = 'the view has a scale already', 'keep one of the rows'
+        if problem: problems.append((row['Index'], str(file), line, *problem))
+        else: own[row['view']] = float(row['mm']), sys.intern(row['source'])
+    return scales
+
 # %% ../nbs/02_studies.ipynb #02rc0003
 def _read_rows(table: pd.DataFrame, csv, folder: Path, found: dict, labelled: bool, partial: bool,
-               problems: list) -> tuple[list[Study], dict[str, int]]:
+               problems: list, scales: dict) -> tuple[list[Study], dict[str, int]]:
     "Return the usable studies of a table and the line of each index; add to `problems` what is wrong."
     studies, seen = [], {}
     for line, row in tqdm(table.iterrows(), 'reading the table', len(table), unit='row', delay=3):
@@ -358,7 +389,8 @@ def _read_rows(table: pd.DataFrame, csv, folder: Path, found: dict, labelled: bo
         problems += [(row['Index'], str(file), line, *told) for file, *told in faults + lacking]
         if not faults and (not lacking or partial and any(names)):
             frames = _Frames(folder, tuple(own[0] if own else None for own in names))
-            studies.append(Study(row['Index'], frames, labels, _truth_of(csv, row['Index'])))
+            truth = _truth_of(csv, row['Index'])
+            studies.append(Study(row['Index'], frames, labels, truth, scales.get(key)))
     return studies, seen
 
 # %% ../nbs/02_studies.ipynb #1e06a166
@@ -369,7 +401,8 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
     Parameters
     ----------
     csv : str or Path
-        One row a patient, columns by name in any order; see `read_table`.
+        One row a patient, columns by name in any order; see `read_table`. A `scales.csv` beside it is read,
+        too.
     images : str or Path
         The folder of the frames; see `find_frames`.
     labelled : bool
@@ -396,7 +429,8 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
     problems = [('', str(csv), 1, f"unknown column '{name}'", 'it is ignored; remove or rename it')
                 for name in table.columns.difference(['Index', *LABELS])]
     found = _frame_names(folder)
-    studies, listed = _read_rows(table, csv, folder, found, labelled, partial, problems)
+    scales = _read_scales(Path(csv).with_name('scales.csv'), problems)
+    studies, listed = _read_rows(table, csv, folder, found, labelled, partial, problems, scales)
     problems += [(index, str(folder / found[index][0]), '', 'images without a row in the CSV',
                   'add a row or remove the images') for index in sorted(found.keys() - listed.keys())]
     if decode: studies = _decodable(studies, table, problems)
