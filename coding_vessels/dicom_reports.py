@@ -148,7 +148,7 @@ def _studies_of(record: dict, folder: Path) -> dict:
     "Return the studies of a prediction by their indices, if their files are still the same."
     whole_studies = str(record.get('require_all')) == 'True'
     studies = read_cohort(record['csv'], record['images'], labelled=False, partial=not whole_studies)[0]
-    if record.get('shard'): raise ValueError(f'{folder} holds one shard; export the joined prediction.')
+    if record.get('shard'): raise ValueError(f'{folder} holds one shard; predict the whole cohort at once.')
     if fingerprint(studies) != record['frames']:
         raise ValueError(f'{folder} was predicted from other files than those in {record["images"]} now; '
                          'predict again.')
