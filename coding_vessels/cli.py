@@ -100,8 +100,8 @@ def import_dicom(args: argparse.Namespace) -> int:
     warnings.simplefilter('ignore')
     if args.propose:
         table = dicom.propose_mapping(args.folder, args.propose)
-        print(f'{len(table)} files: {args.propose}; {(table["view"] == "").sum()} leave their view open and '
-              'stand first. Fill them in, and give the table to --mapping.')
+        print(f'{len(table)} files: {args.propose}; {(table["view"] == "").sum()} of them leave their view '
+              'open and stand first. Complete the table, and give it to --mapping.')
         return 0
     if not (args.out and args.key): raise ValueError('give --out and --key, or --propose.')
     problems = dicom.import_dicom(args.folder, args.out, args.key, args.mapping, args.projection)
@@ -269,6 +269,7 @@ def predict(args: argparse.Namespace) -> int:
     record = out.with_name('prediction.json')
     settle(record)
     _check_places(args, files, record, args.overwrite or args.resume)
+    earlier = {path.parent for path in _written(record)} - {record.parent.resolve()}
     with contextlib.ExitStack() as held:
         # nobody else writes there, and whether one can write is known before the work
         for path in filter(None, (args.report, args.overlays)): held.enter_context(locked(path))
@@ -280,6 +281,9 @@ def predict(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             beside.keep = True
             raise
+    for folder in earlier:
+        # of pictures, if it is empty now
+        with contextlib.suppress(OSError): folder.rmdir()
     for line, stream in told: print(line, file=stream)
     return status
 
@@ -623,12 +627,16 @@ def triage(args: argparse.Namespace) -> int:
 def export_dicom(args: argparse.Namespace) -> int:
     "Write what a prediction flagged as DICOM structured reports, for the archive that the films came from."
     import logging
+    import warnings
     from coding_vessels import dicom_reports
     logging.getLogger('pydicom').setLevel(logging.CRITICAL)
-    written = dicom_reports.export_dicom(args.folder, args.source, args.key, args.out)
-    print(f'{len(written)} studies with a report, {written.findings.sum()} findings in frames: {args.out}\n'
-          f'The reports name the patients, as the films do. {NOT_A_MEDICAL_DEVICE}')
-    return 0
+    warnings.simplefilter('ignore')
+    written, errors = dicom_reports.export_dicom(args.folder, args.source, args.key, args.out)
+    print(f'reports: {len(written)}, findings in frames: {written.findings.sum()}; {args.out}\n'
+          'Each names its patient, as the films do; a study in which nothing was flagged has none.\n'
+          f'{NOT_A_MEDICAL_DEVICE}')
+    for _, row in errors.iterrows(): print(f'no report of {row.Index}: {row.error}', file=sys.stderr)
+    return 3 if len(errors) else 0
 
 # %% ../nbs/11_cli.ipynb #7305dec1
 _CSV = '--csv', dict(required=True, help='table with one row a patient')

@@ -16,13 +16,15 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
+from pydicom.uid import UID
 
 from . import __version__
-from .anatomy import LOCATION_NAMES, VIEWS
+from .anatomy import LOCATION_NAMES, LOCATIONS, VIEWS
+from .archives import shard
 from .dicom import best_frame, files_below, read_dicom, scale_of, tag_of
 from .files import whole
 from .prediction import fingerprint
-from .studies import read_cohort, read_frame, read_table
+from .studies import Study, canonical_index, read_cohort, read_frame, read_table
 
 # %% auto #0
 __all__ = ['ARTERIES', 'site_of', 'region_of', 'finding_of', 'report_of', 'export_dicom']
@@ -138,31 +140,64 @@ def report_of(findings: pd.DataFrame, runs: dict[str, Dataset], weights: str = '
 # %% ../nbs/09c_dicom_reports.ipynb #09c00023
 def _read_record(folder: Path) -> dict:
     "Return what a finished prediction was made with."
-    try: return json.loads((folder / 'prediction.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        raise FileNotFoundError(f'{folder} has no readable prediction.json; '
-                                'give the folder of a finished `predict`.') from None
+    try:
+        record = json.loads((folder / 'prediction.json').read_text(encoding='utf-8'))
+        return {name: record[name] for name in ('csv', 'images', 'frames', 'weights')} | record
+    except (OSError, ValueError, KeyError, TypeError):
+        raise FileNotFoundError(f'{folder} has no prediction.json of ours; give the folder of a finished '
+                                '`predict`, of several shards one by one.') from None
 
-
+# %% ../nbs/09c_dicom_reports.ipynb #09c0003a
 def _studies_of(record: dict, folder: Path) -> dict:
     "Return the studies of a prediction by their indices, if their files are still the same."
-    whole_studies = str(record.get('require_all')) == 'True'
-    studies = read_cohort(record['csv'], record['images'], labelled=False, partial=not whole_studies)[0]
-    if record.get('shard'): raise ValueError(f'{folder} holds one shard; predict the whole cohort at once.')
+    if not Path(record['csv']).is_file():
+        raise FileNotFoundError(f'{record["csv"]}, from which {folder} was predicted, is not here; '
+                                'call this where you called `predict`.')
+    partial = str(record.get('require_all')) != 'True'
+    studies = read_cohort(record['csv'], record['images'], labelled=False, partial=partial)[0]
+    if record.get('shard'): studies = shard(studies, *map(int, record['shard'].split('/')))
     if fingerprint(studies) != record['frames']:
-        raise ValueError(f'{folder} was predicted from other files than those in {record["images"]} now; '
-                         'predict again.')
+        raise ValueError(f'the files in {record["images"]} have changed since {folder} was predicted, or '
+                         'were copied without their times; predict again.')
     return {study.index: study for study in studies}
 
 # %% ../nbs/09c_dicom_reports.ipynb #09c00024
-def _located(folder: Path, key: Path) -> pd.DataFrame:
-    "Return the positions of a prediction, each with file, frame and mirrored of the key."
-    places = read_table(folder / 'positions.csv')
-    for name in ('probability', 'x', 'y', 'width'): places[name] = pd.to_numeric(places[name])
+def _places_of(folder: Path) -> pd.DataFrame:
+    "Return the positions of a prediction, with numbers as numbers."
+    file = folder / 'positions.csv'
+    if not file.is_file(): raise FileNotFoundError(f'{file} is not there; predict again.')
+    places, numbers = read_table(file), ['probability', 'x', 'y', 'width']
+    lacking = [name for name in ('location', 'view', *numbers) if name not in places]
+    if lacking: raise ValueError(f'{file} lacks the columns {", ".join(lacking)}; predict again.')
+    places[numbers] = places[numbers].apply(pd.to_numeric, errors='coerce')
+    good = places[numbers[:3]].notna().all(axis=1) & places['location'].isin(LOCATIONS)
+    if not good.all():
+        raise ValueError(f'{file}, line {good.idxmin()}: that is no position; predict again.')
+    return places
+
+# %% ../nbs/09c_dicom_reports.ipynb #09c0004a
+def _read_key(key: Path) -> pd.DataFrame:
+    "Return what a key says of each frame."
+    if not key.is_file():
+        raise FileNotFoundError(f'{key} is not there; give the key that `import-dicom` wrote.')
+    names = ['Index', 'study', 'view', 'file', 'frame', 'mirrored']
     known = read_table(key)
-    lacking = [name for name in ('view', 'file', 'frame', 'mirrored') if name not in known]
+    lacking = [name for name in names if name not in known]
     if lacking: raise ValueError(f'{key} lacks the columns {", ".join(lacking)}; import the files again.')
-    located = places.merge(known, how='left', on=['Index', 'view'], validate='many_to_one')
+    known['Index'] = known['Index'].map(canonical_index)
+    good = (known['frame'].str.fullmatch('[1-9][0-9]*|') & known['mirrored'].isin(['0', '1'])
+            & ~known.duplicated(['Index', 'view']))
+    if not good.all():
+        raise ValueError(f'{key}, line {good.idxmin()}: frame, mirrored or view is not as `import-dicom` '
+                         'wrote it; take the key as it was.')
+    return known[names]
+
+# %% ../nbs/09c_dicom_reports.ipynb #09c0004b
+def _located(folder: Path, key: Path) -> pd.DataFrame:
+    "Return the positions of a prediction, each with study, file, frame and mirrored of the key."
+    places, known = _places_of(folder), _read_key(key)
+    places['key'] = places['Index'].map(canonical_index)
+    located = places.merge(known.rename(columns={'Index': 'key'}), 'left', ['key', 'view'])
     strange = located[located['file'].isna()]
     if len(strange):
         one = strange.iloc[0]
@@ -172,26 +207,45 @@ def _located(folder: Path, key: Path) -> pd.DataFrame:
 # %% ../nbs/09c_dicom_reports.ipynb #09c00025
 _IDENTIFIERS = 'SOPClassUID', 'SOPInstanceUID', 'SeriesInstanceUID', 'StudyInstanceUID'
 
-
-def _run_of(row: pd.Series, files: dict, picture: Path, key: Path) -> Dataset:
-    "Return the run of a finding, if its frame is the picture of the cohort."
-    if row['file'] not in files:
-        raise FileNotFoundError(f'there is no file {row["file"]}, which {key} names; '
-                                'give the folder that was imported.')
-    dataset, frames = read_dicom(files[row['file']])
-    lacking = [name for name in _IDENTIFIERS if not tag_of(dataset, name)]
-    if lacking:
-        raise ValueError(f'{row["file"]} has no {", ".join(lacking)}, so no report can refer to it; '
-                         'export it again.')
+# %% ../nbs/09c_dicom_reports.ipynb #09c0005a
+def _frame_of(row: pd.Series, frames: np.ndarray) -> np.ndarray | None:
+    "Return the frame of a run that a row of the key names, as it was imported; None if there is none."
+    if row['frame'] and int(row['frame']) > len(frames): return None
     frame = frames[int(row['frame']) - 1] if row['frame'] else best_frame(frames, 'minimum')
-    if row['mirrored'] == '1': frame = frame[:, ::-1]
-    if not np.array_equal(frame, read_frame(picture)):
-        raise ValueError(f'{row["file"]} is not what {picture} was made from; '
+    return frame[:, ::-1] if row['mirrored'] == '1' else frame
+
+# %% ../nbs/09c_dicom_reports.ipynb #09c0005b
+def _run_of(row: pd.Series, files: dict, picture: Path) -> Dataset:
+    "Return the run of a finding, if its frame is the picture of the cohort and its study that of the key."
+    name = row['file']
+    if name not in files:
+        raise FileNotFoundError(f'there is no file {name}; give the folder that was imported.')
+    dataset, frames = read_dicom(files[name])
+    bad = [tag for tag in _IDENTIFIERS if not UID(tag_of(dataset, tag)).is_valid or not tag_of(dataset, tag)]
+    if bad: raise ValueError(f'{name} has no valid {", ".join(bad)}, so no report can refer to it.')
+    frame = _frame_of(row, frames)
+    if frame is None or not np.array_equal(frame, read_frame(picture)):
+        raise ValueError(f'{name} is not what {picture} was made from; '
                          'give the key and the files of this cohort.')
+    if UID(row['study']).is_valid and dataset.StudyInstanceUID != row['study']:
+        raise ValueError(f'{name} is of another study than the key says; give the files that were imported.')
+    if not (0 <= row['x'] < dataset.Columns and 0 <= row['y'] < dataset.Rows):
+        raise ValueError(f'a finding lies outside of {name}; predict again.')
     return dataset
 
+# %% ../nbs/09c_dicom_reports.ipynb #09c0005c
+def _runs_of(findings: pd.DataFrame, study: Study, files: dict) -> dict[str, Dataset]:
+    "Return the runs of a study's findings by their views, if they are of one patient and one study."
+    pictures = dict(zip(VIEWS, study.frames))
+    runs = {row['view']: _run_of(row, files, pictures[row['view']]) for _, row in findings.iterrows()}
+    for tag in ('PatientID', 'StudyInstanceUID'):
+        told = {tag_of(run, tag) for run in runs.values()}
+        if len(told) > 1: raise ValueError(f'its files have several {tag}: a report can be of one only.')
+    return runs
+
 # %% ../nbs/09c_dicom_reports.ipynb #09c00026
-def export_dicom(folder: str | Path, source: str | Path, key: str | Path, out: str | Path) -> pd.DataFrame:
+def export_dicom(folder: str | Path, source: str | Path, key: str | Path, out: str | Path
+                 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write a structured report for each study in which a prediction flagged something.
 
     Parameters
@@ -207,26 +261,33 @@ def export_dicom(folder: str | Path, source: str | Path, key: str | Path, out: s
 
     Returns
     -------
-    DataFrame
-        Index, file, findings: how many frames a report speaks of.
+    DataFrame, DataFrame
+        Index, file, findings: how many frames each report speaks of. And Index and error of each study of
+        which none could be made.
 
     Raises
     ------
     FileNotFoundError, FileExistsError, ValueError
-        If something is missing, `out` exists, or prediction, cohort, key and files do not belong together.
+        If something is missing, `out` exists, or nothing of prediction, cohort, key and files fits together.
     """
     folder, source, key, out = Path(folder), Path(source), Path(key), Path(out)
     if out.exists(): raise FileExistsError(f'{out} exists; choose another name.')
+    if not source.is_dir(): raise FileNotFoundError(f'{source} is no folder; give the one that was imported.')
     record = _read_record(folder)
     studies, located, files = _studies_of(record, folder), _located(folder, key), files_below(source, [])
-    written = []
+    written, errors = [], []
     with whole(out) as beside:
         beside().mkdir(mode=0o700)
         for index, findings in located.groupby('Index', sort=False):
-            pictures = dict(zip(VIEWS, studies[index].frames))
-            runs = {row['view']: _run_of(row, files, pictures[row['view']], key)
-                    for _, row in findings.drop_duplicates('view').iterrows()}
             file = beside() / f'{index}.dcm'
-            report_of(findings, runs, record['weights']).save_as(file)
-            written.append((index, file.name, len(findings)))
-    return pd.DataFrame(written, columns=['Index', 'file', 'findings'])
+            try:
+                runs = _runs_of(findings, studies[index], files)
+                report_of(findings, runs, record['weights']).save_as(file)
+            except (ValueError, TypeError, OSError) as error:
+                file.unlink(missing_ok=True)
+                errors.append((index, str(error)))
+            else: written.append((index, file.name, len(findings)))
+        if errors and not written:
+            raise ValueError(f'no report can be made; of {errors[0][0]}: {errors[0][1]}')
+    return (pd.DataFrame(written, columns=['Index', 'file', 'findings']),
+            pd.DataFrame(errors, columns=['Index', 'error']))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 
@@ -69,6 +70,10 @@ def test_links_lead_to_a_patient_and_back(page):
     shows("#patient-2", "#patient-3")
     page.get_by_text("All patients").locator("visible=true").click()
     shows("#overview", "#patient-2")
+    page.locator("#patients tbody a").first.click()
+    shows("#patient-1", "#overview")
+    page.keyboard.press("Escape")
+    shows("#overview", "#patient-1")
 
 
 def test_attention_is_switched_on_and_off(page):
@@ -263,11 +268,23 @@ def test_frames_of_many_patients_lie_beside_the_page(page, folder, tmp_path, mon
     other.wait_for_function(f"{widths}.every(width => width === 400)")  # as filmed
     assert {url.rsplit("/", 1)[0] for url in requests[1:]} == {(tmp_path / "a page_files").as_uri()}
     assert trouble == []
+    assert not other.locator("#lost").is_visible()
     other.close()
+    (tmp_path / "a page_files").rename(tmp_path / "elsewhere")
+    other = page.context.browser.new_page()
+    other.goto((tmp_path / "a page.html").as_uri() + "#patient-1")
+    other.get_by_text("keep both together").wait_for(state="visible")
+    other.close()
+    (tmp_path / "elsewhere").rename(tmp_path / "a page_files")
     (tmp_path / "a page_files/mine.txt").write_text("x")
     assert main([*words, "--overwrite", "--single-file"]) == 3  # what lay beside is not needed any more
     assert [path.name for path in (tmp_path / "a page_files").iterdir()] == ["mine.txt"]
     assert (tmp_path / "a page.html").stat().st_size > 0.4e6
+    (tmp_path / "a page_files/mine.txt").unlink()
+    monkeypatch.setattr("coding_vessels.cli.MOST_IN_ONE_FILE", 5)
+    assert main([*words, "--overwrite"]) == main([*words, "--overwrite", "--single-file"]) == 3
+    assert not (tmp_path / "a page_files").exists()  # empty now
+    capsys.readouterr()
     assert main(["predict", *words[1:7], "--overwrite", "--single-file"]) == 1
     assert "--single-file is for the page" in capsys.readouterr().err
 
@@ -276,11 +293,12 @@ def test_all_that_the_list_shows_is_printed(page):
     page.locator("#search").fill("100")
     assert page.locator("section.patient").count() == 0
     whole = page.pdf(format="A4")
-    page.locator("#search").fill("1003")
+    page.locator("#search").fill("1008")  # nothing flagged, so no clinical scores
     assert len(page.pdf(format="A4")) < len(whole) / 3
     assert page.locator("section.patient").count() == 0
     page.locator("#patients tbody a:visible").first.click()
-    assert page.locator("section.patient").count() == 1 and len(page.pdf(format="A4")) < len(whole) / 3
+    assert page.locator("section.patient").count() == 1
+    assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4"))) == 1  # a patient, a sheet
     assert page.locator("section.patient").count() == 1
 
 

@@ -93,7 +93,7 @@ function print() {                                      // on paper: the patient
 function printed() { if (!opened) one('shown').replaceChildren(); }
 
 function route() {
-  const name = decodeURIComponent(location.hash.slice(1)), patient = section(name), target = one(name), was = opened;
+  const name = location.hash.slice(1), patient = section(name), target = one(name), was = opened;
   if (patient && patient === was) return;
   if (!was) kept = scrollY;
   was?.remove();
@@ -312,7 +312,7 @@ const CHANGES = {
 };
 
 const KEYS = {
-  j: () => go(neighbour(1)), k: () => go(neighbour(-1)), n: () => go(neighbour(1, true), true),
+  Escape: () => { if (opened) location.hash = 'patients'; }, j: () => go(neighbour(1)), k: () => go(neighbour(-1)), n: () => go(neighbour(1, true), true),
   ArrowRight: () => opened && go(neighbour(1)), ArrowLeft: () => opened && go(neighbour(-1)),
   ArrowDown: () => !opened && go(neighbour(1)), ArrowUp: () => !opened && go(neighbour(-1)),
 };
@@ -345,6 +345,7 @@ listen('change', CHANGES);
 listen('input', {'#search': filter, '#width, #level': grey, '.note': CHANGES['.note']});
 document.addEventListener('keydown', press);
 addEventListener('hashchange', route);
+document.addEventListener('error', ({target}) => { if (one('lost') && target.matches?.('.frame img')) one('lost').hidden = false; }, true);
 addEventListener('beforeprint', print);
 addEventListener('afterprint', printed);
 addEventListener('resize', () => viewer.open && views.forEach(fit));
