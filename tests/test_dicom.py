@@ -146,7 +146,7 @@ def test_a_proposed_mapping_can_be_handed_back(tmp_path, capsys):
     assert main(f"import-dicom {hospital} --out {tmp_path}/new --key {tmp_path}/key.csv".split()) == 1
     assert "no frame that can be placed" in capsys.readouterr().err
     assert main(f"import-dicom {hospital} --propose {tmp_path}/mapping.csv".split()) == 0
-    assert "16 leave their view open" in capsys.readouterr().out
+    assert "16 of them leave their view open" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "mapping.csv", dtype=str, keep_default_na=False)
     assert set(table["file"]) == {path.name for path in hospital.iterdir()}
     assert table.set_index("file").loc["report.pdf", "view"] == "-"
