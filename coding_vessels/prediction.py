@@ -18,44 +18,18 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .anatomy import COLUMNS, LOCATIONS, MIRRORED, SHOWN, VIEWS, structure_of, views_of
+from .anatomy import COLUMNS, LOCATIONS, SHOWN, VIEWS, views_of
 from .batches import CELL, in_order
 from .engines import WORKERS, Engine
 from .preprocessing import (Preprocessing, frame_warnings, preprocess_frames, usable,
                                           view_warnings)
-from .size import finding_width
+from .size import attention_map, finding_width, peak_of
 from .studies import FrameError, Study, append_csv, read_frame
 
 # %% auto #0
-__all__ = ['attention_map', 'peak_of', 'draw_overlay', 'assess', 'read_frames', 'Reading', 'frame_notes', 'read_study',
-           'readings', 'rows_of', 'append_rows', 'tables_of', 'predict_studies', 'overlay_writer', 'apply_threshold',
-           'Rows', 'Part', 'fingerprint', 'write_tables']
-
-# %% ../nbs/09_prediction.ipynb #2274534d
-def attention_map(maps: np.ndarray, location: str, view: str) -> np.ndarray:
-    """Return one location's map in one view, 0 to 1, (height, width).
-
-    Parameters
-    ----------
-    maps : ndarray, shape (8, height, width, 13)
-        Scores of one study, as the model returns them.
-    location, view : str
-        A location, and one of the views that show it.
-    """
-    number = VIEWS.index(view)
-    scores = maps[number, :, :, structure_of(location, view)]
-    return 1 / (1 + np.exp(-(scores[:, ::-1] if MIRRORED[number] else scores).astype(float)))
-
-# %% ../nbs/09_prediction.ipynb #df56acd1
-def peak_of(attention: np.ndarray) -> tuple[float, float]:
-    """Return x and y of a map's peak in pixels of the preprocessed frame: the highest cell, weighted with its
-    neighbours.
-    """
-    row, column = np.unravel_index(attention.argmax(), attention.shape)
-    rows, columns = (slice(max(0, i - 1), i + 2) for i in (row, column))
-    weights, (y, x) = attention[rows, columns], np.indices(attention.shape)[:, rows, columns]
-    return (float((x * weights).sum() / weights.sum() * CELL + (CELL - 1) / 2),
-            float((y * weights).sum() / weights.sum() * CELL + (CELL - 1) / 2))
+__all__ = ['draw_overlay', 'assess', 'read_frames', 'Reading', 'frame_notes', 'read_study', 'readings', 'rows_of', 'append_rows',
+           'tables_of', 'predict_studies', 'overlay_writer', 'apply_threshold', 'Rows', 'Part', 'fingerprint',
+           'write_tables']
 
 # %% ../nbs/09_prediction.ipynb #46daf324
 def draw_overlay(frame: np.ndarray, attention: np.ndarray, settings: Preprocessing,

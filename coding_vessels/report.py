@@ -21,8 +21,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .anatomy import LOCATION_NAMES, LOCATIONS, MAP, MAP_LINES, VIEWS, parse_view
 from .files import whole
-from .prediction import Reading, attention_map, peak_of
+from .prediction import Reading
 from .risk import NOTICE, Patient, urgency_of
+from .size import attention_map, peak_of
 from .studies import canonical_index
 
 # %% auto #0

@@ -52,11 +52,11 @@ def test_flagged_aneurysms_have_a_width():
 
     studies, _ = read_cohort(DEMO / "test.csv", DEMO, labelled=False)
     readings = [read_study(load_engine(), study, threshold=0.2) for study in studies]
-    widths = [place[-1] for reading in readings for place in reading.positions()]
+    widths = [place[5] for reading in readings for place in reading.positions()]
     assert any(width is not None for width in widths)
     assert all(width is None or 3 < width < 100 for width in widths)
     blind = replace(readings[1], masks=None).positions()
-    assert blind and all(place[-1] is None for place in blind)
+    assert blind and all(place[5] is None for place in blind)
 
 
 def test_exporting_needs_tensorflow(monkeypatch):
