@@ -40,7 +40,7 @@ __all__ = ['PREPROCESSING_VERSION', 'CELL', 'MASK', 'SQUARE', 'REACH', 'load_stu
 # %% ../nbs/04_batches.ipynb #1a0e4e68
 PREPROCESSING_VERSION = 2    # raise it when 03_preprocessing gives other frames: old caches are left alone
 
-
+# %% ../nbs/04_batches.ipynb #1a0e4e6b
 def _cached(study: Study, settings: Preprocessing, cache: str | Path) -> Path:
     "Return the file of a study's preprocessed frames in a cache, whether it is there or not."
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
@@ -50,7 +50,7 @@ def _cached(study: Study, settings: Preprocessing, cache: str | Path) -> Path:
     name = hashlib.sha256(made.encode()).hexdigest()[:32]
     return Path(cache) / f'{name}.npy'
 
-
+# %% ../nbs/04_batches.ipynb #1a0e4e6c
 @cache_of
 def _beginning(size: int) -> bytes:
     "Return how an .npy file of eight frames of some size begins."
@@ -58,7 +58,7 @@ def _beginning(size: int) -> bytes:
     np.lib.format.write_array_header_1_0(content := io.BytesIO(), kept)
     return content.getvalue()
 
-
+# %% ../nbs/04_batches.ipynb #1a0e4e6d
 def _kept_frames(file: Path, size: int) -> np.ndarray | None:
     "Return the frames in a file of the cache, (8, size, size); None if it is not there yet, or damaged."
     try: content = np.fromfile(file, np.uint8)

@@ -359,7 +359,8 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
                                                        sys.stdout)]
     _check_places(args, files, record, args.overwrite)
     frames = _frames_folder(args, len(studies))
-    report = _Report(args, engine, studies, frames and beside.inside(frames)) if args.report else None
+    made = frames and beside.inside(frames)
+    report = _Report(args, engine, studies, made and (made, frames.name)) if args.report else None
     pictures = beside.inside(args.overlays) if args.overlays else None
     draw = prediction.overlay_writer(pictures) if args.overlays else None
 
@@ -378,10 +379,10 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
         if len(lost): append_csv(beside(files['errors']), lost)
         if report: report.write(beside(args.report), rows, threshold, lost)
         for place in _places(pictures, args.overlays, '*_*.png', before): beside(place)
-        for place in _places(report and report.frames, frames, '*.webp', before): beside(place)
-        made = beside.places()
-        _write_record(beside(), record, facts, made)
-        for file in before - {path.resolve() for path in made}: beside.remove(file)     # of an earlier run
+        for place in _places(made, frames, '*.webp', before): beside(place)
+        ours = beside.places()
+        _write_record(beside(), record, facts, ours)
+        for file in before - {path.resolve() for path in ours}: beside.remove(file)     # of an earlier run
         return _told(args, files, rows, lost, frames)
 
 # %% ../nbs/11_cli.ipynb #5a17c3e8
@@ -517,9 +518,9 @@ def _page_facts(args, model: str, errors) -> dict[str, str]:
 # %% ../nbs/11_cli.ipynb #d3702ec1
 class _Report:
     "Collects what the page of `predict --report` needs, and writes it."
-    def __init__(self, args, engine, studies, frames: Path | None):
+    def __init__(self, args, engine, studies, frames: tuple[Path, str] | None):
         self.args, self.truth, self.histories = args, _page_truth(args, studies), None
-        self.frames = frames                            # where they are written that lie beside the page
+        self.frames = frames              # where those are written that lie beside the page, and their folder
         self.model = (f'{engine.file.name}, run in {engine.name}; '
                       f'SHA-256 of the weights {engine.source[:16]}')
         if args.patients:
@@ -529,8 +530,7 @@ class _Report:
     def page(self, reading) -> dict:
         from coding_vessels.report import in_file, in_page, page_of
         from coding_vessels.risk import Patient
-        near = f'{Path(self.args.report).stem}_files'
-        keep = partial(in_file, self.frames, near) if self.frames else in_page
+        keep = partial(in_file, *self.frames) if self.frames else in_page
         patient = None
         if self.histories is not None:
             patient = self.histories.get(_canonical(reading.study.index), Patient())
@@ -755,8 +755,8 @@ def _add_reading(verb) -> None:
          ('--overlays', dict(help='folder for pictures of where the network looked')),
          ('--require-all', dict(action='store_true',
                                 help='leave out studies that lack one of the eight views')),
-         ('--report', dict(help='an HTML page to read; of more than 100 patients the frames lie in a folder '
-                                'beside it')),
+         ('--report', dict(help=f'an HTML page to read; of more than {MOST_IN_ONE_FILE} patients the frames '
+                                'lie in a folder beside it')),
          ('--single-file', dict(action='store_true', help='a page with the frames in it, however many')),
          ('--truth', dict(help='true labels for the page: its scores are shown')),
          ('--patients', dict(help='histories for the page, as in triage: its list gets a column of urgency')),

@@ -30,8 +30,8 @@ from .files import whole
 from .studies import PIXELS, SIDES, FrameError, check_file, read_table
 
 # %% auto #0
-__all__ = ['LONGEST', 'grey_frames', 'best_number', 'best_frame', 'read_dicom', 'tag_of', 'angle_of', 'unsure', 'view_of',
-           'is_mirrored', 'scale_of', 'files_below', 'propose_mapping', 'import_dicom']
+__all__ = ['LONGEST', 'SCALE_SOURCES', 'grey_frames', 'best_number', 'best_frame', 'read_dicom', 'tag_of', 'angle_of', 'unsure',
+           'view_of', 'is_mirrored', 'scale_of', 'files_below', 'propose_mapping', 'import_dicom']
 
 # %% ../nbs/02a_dicom.ipynb #5b0c3a71
 def _span(frames) -> tuple[float, float]:
@@ -295,6 +295,10 @@ def _number(dataset: Dataset, name: str) -> float:
     return numbers[0] if 0 < max(numbers) <= 1.01 * min(numbers) else math.nan
 
 # %% ../nbs/02a_dicom.ipynb #09c00012
+SCALE_SOURCES = ('imager pixel spacing and magnification', 'imager pixel spacing and distances',
+                 'pixel spacing, calibrated (geometry)', 'pixel spacing, calibrated (fiducial)')
+
+
 def scale_of(dataset: Dataset) -> tuple[float, str]:
     """Return the millimetres of a pixel at the patient, and what they come from; NaN and '' if the file does
     not say.
@@ -305,8 +309,8 @@ def scale_of(dataset: Dataset) -> tuple[float, str]:
         An X-ray angiography object.
     """
     calibrated = _number(dataset, 'PixelSpacing')
-    kind = tag_of(dataset, 'PixelSpacingCalibrationType')
-    if kind and not math.isnan(calibrated): return calibrated, f'pixel spacing, calibrated ({kind.lower()})'
+    source = f'pixel spacing, calibrated ({tag_of(dataset, "PixelSpacingCalibrationType").lower()})'
+    if source in SCALE_SOURCES and not math.isnan(calibrated): return calibrated, source
     detector = _number(dataset, 'ImagerPixelSpacing')
     given = _number(dataset, 'EstimatedRadiographicMagnificationFactor')
     if not math.isnan(detector / given): return detector / given, 'imager pixel spacing and magnification'

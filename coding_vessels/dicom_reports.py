@@ -21,7 +21,7 @@ from pydicom.uid import UID
 from . import __version__
 from .anatomy import LOCATION_NAMES, LOCATIONS, VIEWS
 from .archives import shard
-from .dicom import best_frame, files_below, read_dicom, scale_of, tag_of
+from .dicom import SCALE_SOURCES, best_frame, files_below, read_dicom, scale_of, tag_of
 from .files import whole
 from .prediction import fingerprint
 from .studies import Study, canonical_index, read_cohort, read_frame, read_table
@@ -68,9 +68,7 @@ def region_of(row: pd.Series, dataset: Dataset) -> hd.sr.ImageRegion:
 # %% ../nbs/09c_dicom_reports.ipynb #09c00016
 _NOTICE = 'not a medical device, for research only'
 _PIXELS = Code('{pixels}', 'UCUM', 'pixels')
-_SCALES = {
-    'imager pixel spacing and magnification': Code('SCALE1', _OURS, 'imager pixel spacing and magnification'),
-    'imager pixel spacing and distances': Code('SCALE2', _OURS, 'imager pixel spacing and distances')}
+_SCALES = {source: Code(f'SCALE{number}', _OURS, source) for number, source in enumerate(SCALE_SOURCES, 1)}
 
 
 def _width_of(row: pd.Series, dataset: Dataset) -> list[hd.sr.Measurement]:
@@ -78,9 +76,8 @@ def _width_of(row: pd.Series, dataset: Dataset) -> list[hd.sr.Measurement]:
     if math.isnan(row['width']): return []
     scale, why = scale_of(dataset)
     if math.isnan(scale): return [hd.sr.Measurement(codes.SCT.Diameter, row['width'], _PIXELS)]
-    method = _SCALES.get(why, Code('SCALE3', _OURS, why))
     return [hd.sr.Measurement(codes.SCT.Diameter, round(row['width'] * scale, 1), codes.UCUM.Millimeter,
-                              method=method)]
+                              method=_SCALES[why])]
 
 # %% ../nbs/09c_dicom_reports.ipynb #09c00017
 def finding_of(row: pd.Series, dataset: Dataset, weights: str = ''
@@ -142,10 +139,10 @@ def _read_record(folder: Path) -> dict:
     "Return what a finished prediction was made with."
     try:
         record = json.loads((folder / 'prediction.json').read_text(encoding='utf-8'))
-        return {name: record[name] for name in ('csv', 'images', 'frames', 'weights')} | record
-    except (OSError, ValueError, KeyError, TypeError):
-        raise FileNotFoundError(f'{folder} has no prediction.json of ours; give the folder of a finished '
-                                '`predict`, of several shards one by one.') from None
+        if {'csv', 'images', 'frames', 'weights'} <= set(record): return record
+    except (OSError, ValueError): pass
+    raise FileNotFoundError(f'{folder} has no prediction.json of ours; give the folder of a finished '
+                            '`predict`, of several shards one by one.')
 
 # %% ../nbs/09c_dicom_reports.ipynb #09c0003a
 def _studies_of(record: dict, folder: Path) -> dict:
@@ -170,7 +167,8 @@ def _places_of(folder: Path) -> pd.DataFrame:
     lacking = [name for name in ('location', 'view', *numbers) if name not in places]
     if lacking: raise ValueError(f'{file} lacks the columns {", ".join(lacking)}; predict again.')
     places[numbers] = places[numbers].apply(pd.to_numeric, errors='coerce')
-    good = places[numbers[:3]].notna().all(axis=1) & places['location'].isin(LOCATIONS)
+    good = (places[numbers[:3]].notna().all(axis=1) & places['location'].isin(LOCATIONS)
+            & ~(places['width'] <= 0))
     if not good.all():
         raise ValueError(f'{file}, line {good.idxmin()}: that is no position; predict again.')
     return places
@@ -229,18 +227,22 @@ def _run_of(row: pd.Series, files: dict, picture: Path) -> Dataset:
                          'give the key and the files of this cohort.')
     if UID(row['study']).is_valid and dataset.StudyInstanceUID != row['study']:
         raise ValueError(f'{name} is of another study than the key says; give the files that were imported.')
-    if not (0 <= row['x'] < dataset.Columns and 0 <= row['y'] < dataset.Rows):
-        raise ValueError(f'a finding lies outside of {name}; predict again.')
-    return dataset
+    # without its pixels, which would stay in memory
+    return pydicom.dcmread(files[name], stop_before_pixels=True)
 
 # %% ../nbs/09c_dicom_reports.ipynb #09c0005c
 def _runs_of(findings: pd.DataFrame, study: Study, files: dict) -> dict[str, Dataset]:
     "Return the runs of a study's findings by their views, if they are of one patient and one study."
     pictures = dict(zip(VIEWS, study.frames))
-    runs = {row['view']: _run_of(row, files, pictures[row['view']]) for _, row in findings.iterrows()}
+    runs = {row['view']: _run_of(row, files, pictures[row['view']])
+            for _, row in findings.drop_duplicates('view').iterrows()}
     for tag in ('PatientID', 'StudyInstanceUID'):
         told = {tag_of(run, tag) for run in runs.values()}
         if len(told) > 1: raise ValueError(f'its files have several {tag}: a report can be of one only.')
+    for _, row in findings.iterrows():
+        run = runs[row['view']]
+        if not (0 <= row['x'] < run.Columns and 0 <= row['y'] < run.Rows):
+            raise ValueError(f'a finding lies outside of {row["file"]}; predict again.')
     return runs
 
 # %% ../nbs/09c_dicom_reports.ipynb #09c00026

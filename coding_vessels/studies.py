@@ -354,7 +354,7 @@ def _scale_problem(row: pd.Series) -> tuple[str, str] | None:
     if not 0.01 <= size <= 2: return f"mm is '{row['mm']}'", 'write millimetres a pixel, from 0.01 to 2'
     if not row['source']: return 'source is empty', 'write what the millimetres come from'
 
-
+# %% ../nbs/02_studies.ipynb #02sc000b
 def _read_scales(file: Path, problems: list) -> dict[str, dict[str, tuple[float, str]]]:
     """Return index -> view -> mm a pixel and their source, of a table, if it is there; add what is wrong to
     `problems`.

@@ -200,6 +200,18 @@ def test_what_was_flagged_goes_back_as_reports_of_the_right_patient(tmp_path, ca
             x, y = group.roi.value[0] - 0.5
             across = 299 - row.x if row.view.endswith("B") else row.x
             assert abs(x - across) < 0.01 and abs(y - row.y) < 0.01
+    first = places["Index"].iloc[0]  # another patient's name in one of a study's films leaves out that study alone
+    views = places.loc[places["Index"] == first, "view"].unique()
+    assert len(views) > 1 and places["Index"].nunique() == 2
+    film = tmp_path / "hospital" / key.loc[(first, views[0]), "file"]
+    kept, dataset = film.read_bytes(), pydicom.dcmread(film)
+    dataset.PatientID = "H9999"
+    dataset.save_as(film)
+    shutil.rmtree(tmp_path / "reports")
+    assert main([*words, f"{tmp_path}/new.csv"]) == 3
+    assert f"no report of {first}: its files have several PatientID" in capsys.readouterr().err
+    assert [path.stem for path in (tmp_path / "reports").iterdir()] == [index for index in places["Index"].unique() if index != first]
+    film.write_bytes(kept)
     os.utime(tmp_path / "new/images/0001LI-A.png")
     shutil.rmtree(tmp_path / "reports")
     assert main([*words, f"{tmp_path}/new.csv"]) == 1

@@ -86,11 +86,11 @@ function section(name) {
   return patient;
 }
 
-function print() {                                      // on paper: the patient on show, or all in the list
+function bring() {                                      // on paper: the patient on show, or all in the list
   if (!opened) for (const row of listed()) for (const picture of all('img', section(row.dataset.patient))) picture.loading = 'eager';
 }
 
-function printed() { if (!opened) one('shown').replaceChildren(); }
+function tidy() { if (!opened) one('shown').replaceChildren(); }
 
 function route() {
   const name = location.hash.slice(1), patient = section(name), target = one(name), was = opened;
@@ -346,8 +346,8 @@ listen('input', {'#search': filter, '#width, #level': grey, '.note': CHANGES['.n
 document.addEventListener('keydown', press);
 addEventListener('hashchange', route);
 document.addEventListener('error', ({target}) => { if (one('lost') && target.matches?.('.frame img')) one('lost').hidden = false; }, true);
-addEventListener('beforeprint', print);
-addEventListener('afterprint', printed);
+addEventListener('beforeprint', bring);
+addEventListener('afterprint', tidy);
 addEventListener('resize', () => viewer.open && views.forEach(fit));
 addEventListener('load', () => opened && scrollTo(0, 0));
 history.scrollRestoration = 'manual';
