@@ -104,7 +104,8 @@ def import_dicom(args: argparse.Namespace) -> int:
               'open and stand first. Complete the table, and give it to --mapping.')
         return 0
     if not (args.out and args.key): raise ValueError('give --out and --key, or --propose.')
-    problems = dicom.import_dicom(args.folder, args.out, args.key, args.mapping, args.projection)
+    problems = dicom.import_dicom(args.folder, args.out, args.key, args.mapping, args.projection,
+                                  films=args.films)
     _print_problems(problems)
     print(f'{len(pd.read_csv(Path(args.out) / "test.csv"))} studies: {args.out}; '
           f'the way back to the patients: {args.key}')
@@ -335,9 +336,12 @@ def _shard(args, studies: list) -> tuple[list, bool]:
 MOST_IN_ONE_FILE = 100          # patients; a browser takes a second to open their page
 
 
-def _frames_folder(args, patients: int) -> Path | None:
+def _frames_folder(args, studies: list) -> Path | None:
     "Return where the frames of a page lie beside it; None if they lie in it, or there is no page."
-    if not args.report or args.single_file or patients <= MOST_IN_ONE_FILE: return None
+    if not args.report or args.single_file: return None
+    filmed = any(frame.parent.with_name('films').is_dir()
+                 for study in studies[:1] for frame in study.frames if frame)
+    if len(studies) <= MOST_IN_ONE_FILE and not filmed: return None
     return Path(args.report).with_name(f'{Path(args.report).stem}_files')
 
 # %% ../nbs/11_cli.ipynb #d94c6f03
@@ -358,7 +362,7 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
         return 3 if files['errors'].exists() else 0, [(f'{args.out}: this prediction was finished before.',
                                                        sys.stdout)]
     _check_places(args, files, record, args.overwrite)
-    frames = _frames_folder(args, len(studies))
+    frames = _frames_folder(args, studies)
     made = frames and beside.inside(frames)
     report = _Report(args, engine, studies, made and (made, frames.name)) if args.report else None
     pictures = beside.inside(args.overlays) if args.overlays else None
@@ -691,7 +695,8 @@ def _add_cohorts(verb) -> None:
                                  'open')),
          ('--projection', dict(choices=('filling', 'minimum'), default='filling',
                                help='the frame in which the arteries are fullest (default), or the darkest '
-                                    'value of each pixel')))
+                                    'value of each pixel')),
+         ('--films', dict(action='store_true', help='keep the whole runs, too, to scroll on the page')))
 
 # %% ../nbs/11_cli.ipynb #30f4e434
 def _add_training(verb) -> None:
@@ -755,8 +760,8 @@ def _add_reading(verb) -> None:
          ('--overlays', dict(help='folder for pictures of where the network looked')),
          ('--require-all', dict(action='store_true',
                                 help='leave out studies that lack one of the eight views')),
-         ('--report', dict(help=f'an HTML page to read; of more than {MOST_IN_ONE_FILE} patients the frames '
-                                'lie in a folder beside it')),
+         ('--report', dict(help=f'an HTML page to read; of more than {MOST_IN_ONE_FILE} patients, and with '
+                                'runs, the frames lie in a folder beside it')),
          ('--single-file', dict(action='store_true', help='a page with the frames in it, however many')),
          ('--truth', dict(help='true labels for the page: its scores are shown')),
          ('--patients', dict(help='histories for the page, as in triage: its list gets a column of urgency')),

@@ -416,11 +416,13 @@ def propose_mapping(source: str | Path, mapping: str | Path) -> pd.DataFrame:
 
 # %% ../nbs/02a_dicom.ipynb #84d6f0b5
 class _Kept(NamedTuple):
-    """A frame that is kept: its file, its picture, the study's date, the scale, its number in the run or none
-    if all frames went into it, whether it was mirrored, and what to look at, as problem and more of the mend.
+    """A frame that is kept: its file, its picture, its run if that is kept, the study's date, the scale, its
+    number in the run or none if all frames went into it, whether it was mirrored, and what to look at, as
+    problem and more of the mend.
     """
     file: str
     picture: Path
+    film: Path | None
     date: str
     scale: tuple[float, str]
     number: int | str
@@ -448,8 +450,8 @@ def _doubts(dataset, view: str, mirrored: bool | None) -> list[tuple[str, str]]:
 
 # %% ../nbs/02a_dicom.ipynb #9747b779
 def _take(path: Path, mapped: tuple[str, str, str], projection: str) -> tuple:
-    """Return patient, study and view of a DICOM file, its frame, and date, scale, number, mirrored and doubts
-    as in `_Kept`; what the mapping says goes first.
+    """Return patient, study and view of a DICOM file, its frame and run, and date, scale, number, mirrored
+    and doubts as in `_Kept`; what the mapping says goes first.
     """
     dataset, frames = read_dicom(path)
     own = tag_of(dataset, 'PatientID'), tag_of(dataset, 'StudyInstanceUID'), view_of(dataset)
@@ -463,13 +465,21 @@ def _take(path: Path, mapped: tuple[str, str, str], projection: str) -> tuple:
     number = 1 + best_number(frames) if projection == 'filling' else ''
     frame = frames[number - 1].copy() if number else best_frame(frames, projection)
     mirrored = is_mirrored(dataset, view)
-    return (*said, frame[:, ::-1] if mirrored else frame, tag_of(dataset, 'StudyDate'), scale_of(dataset),
-            number, bool(mirrored), _doubts(dataset, view, mirrored))
+    turned = [one[..., ::-1] if mirrored else one for one in (frame, frames)]
+    return (*said, *turned, tag_of(dataset, 'StudyDate'), scale_of(dataset), number, bool(mirrored),
+            _doubts(dataset, view, mirrored))
 
 # %% ../nbs/02a_dicom.ipynb #f4a19b63
-def _collect(files: dict[str, Path], chosen: dict, projection: str, folder: Path, problems: list) -> dict:
-    """Write the frame of each file into a folder; return what is kept, by (patient, study) and view;
-    note what is not.
+def _write_film(frames: np.ndarray, path: Path) -> None:
+    "Write a run as a TIFF file, one frame a page."
+    first, *others = map(Image.fromarray, frames)
+    first.save(path, save_all=True, append_images=others, compression='tiff_deflate')
+
+
+def _collect(files: dict[str, Path], chosen: dict, projection: str, folder: Path, films: Path | None,
+             problems: list) -> dict:
+    """Write the frame of each file into a folder, and perhaps its run into another; return what is kept, by
+    (patient, study) and view; note what is not.
     """
     # what the mapping names comes first
     found, left_out = {}, {name for name, (*_, view) in chosen.items() if view == '-'}
@@ -477,7 +487,7 @@ def _collect(files: dict[str, Path], chosen: dict, projection: str, folder: Path
     for number, name in enumerate(tqdm(order, desc='importing', unit='file', delay=3)):
         path, picture = files[name], folder / f'{number}.png'
         try:
-            patient, study, view, frame, *more = _take(path, chosen.get(name, ('', '', '')), projection)
+            patient, study, view, frame, run, *more = _take(path, chosen.get(name, ('', '', '')), projection)
         except FrameError as error:
             problems.append(('', name, *str(error).removeprefix(f'{path} ').rstrip('.').split('; ')))
             continue
@@ -487,7 +497,9 @@ def _collect(files: dict[str, Path], chosen: dict, projection: str, folder: Path
             problems.append(('', name, f'another file shows {view} of the same study', mend))
             continue
         Image.fromarray(frame).save(picture)
-        kept[view] = _Kept(name, picture, *more)
+        film = films and films / f'{number}.tif'
+        if film: _write_film(run, film)
+        kept[view] = _Kept(name, picture, film, *more)
     return found
 
 # %% ../nbs/02a_dicom.ipynb #f3046875
@@ -522,7 +534,9 @@ def _write_imported(beside: Path, key: Path, studies: dict[str, tuple[str, str]]
     "Name the pictures, and write the table, the scales and the key."
     for index, one in studies.items():
         for view in (view for view in VIEWS if view in found[one]):
-            found[one][view].picture.rename(beside / f'images/{index}{view}.png').touch()
+            kept = found[one][view]
+            kept.picture.rename(beside / f'images/{index}{view}.png').touch()
+            if kept.film: kept.film.rename(beside / f'films/{index}{view}.tif')
     table = pd.DataFrame(0, index=range(len(studies)), columns=list(COLUMNS)).assign(Index=list(studies))
     table.to_csv(beside / 'test.csv', index=False)
     scales = [(index, view, *found[one][view].scale) for index, one in studies.items()
@@ -543,7 +557,7 @@ def _check_folders(source: Path, out: Path, key: Path) -> None:
 
 # %% ../nbs/02a_dicom.ipynb #05825488
 def import_dicom(source: str | Path, out: str | Path, key: str | Path, mapping: str | Path | None = None,
-                 projection: str = 'filling', seed: int | None = None) -> pd.DataFrame:
+                 projection: str = 'filling', seed: int | None = None, films: bool = False) -> pd.DataFrame:
     """Write a cohort from a folder of DICOM files, one row a study,
     and return what was left out or must be looked at.
 
@@ -565,6 +579,9 @@ def import_dicom(source: str | Path, out: str | Path, key: str | Path, mapping: 
         See `best_frame`.
     seed : int, optional
         For the order of the new indices; by default another one each time.
+    films : bool
+        Whether to keep the whole runs, too, as `films/{Index}{view}.tif`, for a page on which one can scroll
+        them.
 
     Returns
     -------
@@ -586,8 +603,9 @@ def import_dicom(source: str | Path, out: str | Path, key: str | Path, mapping: 
     with whole(out) as beside:
         # the first to take its place, so that no cohort stands without its key
         beside(key)
-        (beside() / 'images').mkdir(parents=True)
-        found = _collect(files, chosen, projection, beside() / 'images', problems)
+        pictures, runs = beside() / 'images', beside() / 'films' if films else None
+        for folder in filter(None, (pictures, runs)): folder.mkdir(parents=True)
+        found = _collect(files, chosen, projection, pictures, runs, problems)
         wrong = (f'mend what is listed here.\n{table().to_string(index=False)}' if problems
                  else 'it holds no file.')
         if not found: raise ValueError(f'{source} has no frame that can be placed; {wrong}')

@@ -53,8 +53,8 @@ def region_of(row: pd.Series, dataset: Dataset) -> hd.sr.ImageRegion:
     Parameters
     ----------
     row : Series
-        x, y and width, float, in pixels of the imported frame, width NaN where it can't be told; frame, its
-        number in the run as text, empty if all frames went into it; mirrored, '0' or '1'.
+        x, y, length and width, float, in pixels of the imported frame, the latter NaN where they can't be
+        told; frame, its number in the run as text, empty if all frames went into it; mirrored, '0' or '1'.
     dataset : pydicom.Dataset
         The run.
     """
@@ -62,8 +62,8 @@ def region_of(row: pd.Series, dataset: Dataset) -> hd.sr.ImageRegion:
     if row['mirrored'] == '1': x = dataset.Columns - x
     numbers = [int(row['frame'])] if row['frame'] and int(dataset.get('NumberOfFrames') or 1) > 1 else None
     image = hd.sr.SourceImageForRegion(dataset.SOPClassUID, dataset.SOPInstanceUID, numbers)
-    if math.isnan(row['width']): return hd.sr.ImageRegion('POINT', np.array([[x, y]]), image)
-    return hd.sr.ImageRegion('CIRCLE', np.array([[x, y], [x + row['width'] / 2, y]]), image)
+    if math.isnan(row['length']): return hd.sr.ImageRegion('POINT', np.array([[x, y]]), image)
+    return hd.sr.ImageRegion('CIRCLE', np.array([[x, y], [x + row['length'] / 2, y]]), image)
 
 # %% ../nbs/09c_dicom_reports.ipynb #09c00016
 _NOTICE = 'not a medical device, for research only'
@@ -71,18 +71,21 @@ _PIXELS = Code('{pixels}', 'UCUM', 'pixels')
 _SCALES = {source: Code(f'SCALE{number}', _OURS, source) for number, source in enumerate(SCALE_SOURCES, 1)}
 
 
-def _width_of(row: pd.Series, dataset: Dataset) -> list[hd.sr.Measurement]:
-    "Return how wide a finding is, if that is known; in millimetres, and by which scale, if the run has one."
-    if math.isnan(row['width']): return []
+_AXES = {'length': codes.SCT.LongAxis, 'width': codes.SCT.ShortAxis}
+
+
+def _size_of(row: pd.Series, dataset: Dataset) -> list[hd.sr.Measurement]:
+    "Return the axes of a finding, if they are known; in millimetres, and by which scale, if the run has one."
+    if math.isnan(row['length']): return []
     scale, why = scale_of(dataset)
-    if math.isnan(scale): return [hd.sr.Measurement(codes.SCT.Diameter, row['width'], _PIXELS)]
-    return [hd.sr.Measurement(codes.SCT.Diameter, round(row['width'] * scale, 1), codes.UCUM.Millimeter,
-                              method=_SCALES[why])]
+    if math.isnan(scale): return [hd.sr.Measurement(code, row[name], _PIXELS) for name, code in _AXES.items()]
+    return [hd.sr.Measurement(code, round(row[name] * scale, 1), codes.UCUM.Millimeter, method=_SCALES[why])
+            for name, code in _AXES.items()]
 
 # %% ../nbs/09c_dicom_reports.ipynb #09c00017
 def finding_of(row: pd.Series, dataset: Dataset, weights: str = ''
                ) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
-    """Return a finding in one frame, with artery, probability and width, and what found it.
+    """Return a finding in one frame, with artery, probability and size, and what found it.
 
     Parameters
     ----------
@@ -98,7 +101,7 @@ def finding_of(row: pd.Series, dataset: Dataset, weights: str = ''
     return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         hd.sr.TrackingIdentifier(hd.UID(), f'{row["location"]} in {row["view"]}'),
         region_of(row, dataset), finding_type=codes.SCT.Aneurysm, algorithm_id=program,
-        finding_sites=[site_of(row['location'])], measurements=[probability, *_width_of(row, dataset)])
+        finding_sites=[site_of(row['location'])], measurements=[probability, *_size_of(row, dataset)])
 
 # %% ../nbs/09c_dicom_reports.ipynb #09c00020
 _IDENTITY = ('PatientID', 'PatientName', 'PatientBirthDate', 'PatientSex', 'AccessionNumber', 'StudyID',
@@ -163,12 +166,12 @@ def _places_of(folder: Path) -> pd.DataFrame:
     "Return the positions of a prediction, with numbers as numbers."
     file = folder / 'positions.csv'
     if not file.is_file(): raise FileNotFoundError(f'{file} is not there; predict again.')
-    places, numbers = read_table(file), ['probability', 'x', 'y', 'width']
+    places, numbers = read_table(file), ['probability', 'x', 'y', 'length', 'width']
     lacking = [name for name in ('location', 'view', *numbers) if name not in places]
     if lacking: raise ValueError(f'{file} lacks the columns {", ".join(lacking)}; predict again.')
     places[numbers] = places[numbers].apply(pd.to_numeric, errors='coerce')
     good = (places[numbers[:3]].notna().all(axis=1) & places['location'].isin(LOCATIONS)
-            & ~(places['width'] <= 0))
+            & ~(places[['length', 'width']] <= 0).any(axis=1))
     if not good.all():
         raise ValueError(f'{file}, line {good.idxmin()}: that is no position; predict again.')
     return places

@@ -62,6 +62,7 @@ class Phantom:
     masks: list[np.ndarray]        # eight of (height, width), uint8: 0 nothing, 1 vessel, 2 aneurysm
     labels: np.ndarray             # (22,), uint8, in the order of LABELS
     aneurysms: list[dict]          # what and where each is, in mm, and in each view, in pixels
+    scales: list[float]            # of each frame: mm a pixel where the carotid arteries end
     quality: int                   # of the JPEG files
     colour: bool                   # JPEG files with three channels
 
@@ -95,6 +96,18 @@ def _truth(aneurysm: Aneurysm, views: list[dict]) -> dict:
     return _described(aneurysm) | {'views': dict(zip(VIEWS, views))}
 
 # %% ../nbs/01c_phantom.ipynb #97590a84
+def _scale_at(camera: Camera) -> float:
+    "Return the millimetres of a pixel where the carotid arteries end."
+    return float(1 / camera.project(np.zeros((1, 3)))[0, 2])
+
+
+def _scale_table(indices: Iterable[str], scales: Iterable[list[float]]) -> pd.DataFrame:
+    "Return the table of a cohort's scales, as `read_cohort` reads it."
+    rows = [(index, view, round(mm, 5), 'the simulated machine')
+            for index, own in zip(indices, scales) for view, mm in zip(VIEWS, own)]
+    return pd.DataFrame(rows, columns=['Index', 'view', 'mm', 'source'])
+
+
 @dataclass
 class _Patient:
     "A patient who can be filmed."
@@ -141,7 +154,7 @@ def _take(view: str, camera: Camera, path: np.ndarray, domes: list, rounded: boo
 
 # %% ../nbs/01c_phantom.ipynb #72f816dc
 def _take_twins(view: str, patient: _Patient, kept: list[list[int]], scanner: Scanner) -> list[tuple]:
-    "Return frame, mask and truths of one view for each twin; `kept` are the numbers of its aneurysms."
+    "Return frame, mask, scale and truths of a view for each twin; `kept` are the numbers of its aneurysms."
     machine = patient.machine
     camera = aim(view, patient.size, machine, scanner)
     path, domes = path_lengths(camera, patient.segments[view[:2]], patient.aneurysms, view[:2])
@@ -155,7 +168,7 @@ def _take_twins(view: str, patient: _Patient, kept: list[list[int]], scanner: Sc
             taken[shown] = _take(view, camera, path, own, patient.rounded, patient.metal, machine, scanner)
         frame, mask, seen = taken[shown]
         truths = [_view_truth(patient.aneurysms[i], camera, path, domes[i], seen) for i in mine]
-        twins.append((frame, mask, truths))
+        twins.append((frame, mask, _scale_at(camera), truths))
     return twins
 
 # %% ../nbs/01c_phantom.ipynb #97590a86
@@ -183,10 +196,10 @@ def draw_twins(seed: int | Sequence[int], left_out: Sequence[Iterable[str]],
     colour = bool(patient.machine.random() < scanner.colour)
     twins = []
     for mine, taken in zip(kept, zip(*views)):
-        frames, masks, truths = (list(part) for part in zip(*taken))
+        frames, masks, scales, truths = (list(part) for part in zip(*taken))
         labels = np.array([bool(mine), *np.isin(LOCATIONS, [locations[i] for i in mine])], np.uint8)
         described = [_truth(patient.aneurysms[i], list(seen)) for i, seen in zip(mine, zip(*truths))]
-        twins.append(Phantom(frames, masks, labels, described, quality, colour))
+        twins.append(Phantom(frames, masks, labels, described, scales, quality, colour))
     return twins
 
 # %% ../nbs/01c_phantom.ipynb #eb205ee6
@@ -287,8 +300,8 @@ def draw_films(seed: int | Sequence[int], views: Sequence[str] = VIEWS, seconds:
         yield Film(view, frames, np.asarray(seconds, float), filling, camera, truth)
 
 # %% ../nbs/01c_phantom.ipynb #8f2f2b65
-def _write_phantom(folder: Path, index: str, seed, phantom: Phantom, masks: bool) -> list:
-    "Write eight JPEG files, the truth and perhaps the masks; return the row of the CSV."
+def _write_phantom(folder: Path, index: str, seed, phantom: Phantom, masks: bool) -> tuple[list, list[float]]:
+    "Write eight JPEG files, the truth and perhaps the masks; return the row of the CSV, and the scales."
     for view, frame in zip(VIEWS, phantom.frames):
         pixels = cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR) if phantom.colour else frame
         coded = cv2.imencode('.jpg', pixels, [cv2.IMWRITE_JPEG_QUALITY, phantom.quality])[1]
@@ -298,12 +311,14 @@ def _write_phantom(folder: Path, index: str, seed, phantom: Phantom, masks: bool
     size = list(phantom.frames[0].shape[::-1])
     truth = {'index': index, 'seed': seed, 'size': size, 'aneurysms': phantom.aneurysms}
     (folder / 'truth' / f'{index}.json').write_text(json.dumps(truth, indent=1), encoding='utf-8')
-    return [index, *phantom.labels.tolist()]
+    return [index, *phantom.labels.tolist()], phantom.scales
 
 # %% ../nbs/01c_phantom.ipynb #8cff24a8
 def _write_patient(folders: list[Path], index: str, seed, size, population: Population, scanner: Scanner,
-                   masks: bool) -> list[list]:
-    "Draw one patient, and for a second folder its twin without aneurysms; return the rows of the CSVs."
+                   masks: bool) -> list[tuple]:
+    """Draw one patient, and for a second folder its twin without aneurysms; return the rows of the CSVs, and
+    the scales.
+    """
     phantoms = draw_twins(seed, [(), LOCATIONS][:len(folders)], size, population, scanner)
     return [_write_phantom(folder, index, seed, phantom, masks)
             for folder, phantom in zip(folders, phantoms)]
@@ -358,8 +373,8 @@ _SHOWN = 'x', 'y', 'radius', 'visible', 'clear'                                 
 
 
 def _write_films(folders: list[Path], index: str, seed, size, population: Population, scanner: Scanner,
-                 frames: int) -> list[list]:
-    "Draw one patient's films, write eight DICOM files and the truth; return the row of the CSV."
+                 frames: int) -> list[tuple]:
+    "Draw one patient's films, write eight DICOM files and the truth; return the row of the CSV; no scales."
     folder, = folders
     (folder / f'dicom/{index}').mkdir()
     seconds = np.linspace(_SECONDS[0], _SECONDS[-1], frames)
@@ -378,7 +393,7 @@ def _write_films(folders: list[Path], index: str, seed, size, population: Popula
              'films': runs}
     (folder / f'truth/{index}.json').write_text(json.dumps(truth, indent=1), encoding='utf-8')
     locations = {one['location'] for one in aneurysms}
-    return [[index, int(bool(locations)), *(int(location in locations) for location in LOCATIONS)]]
+    return [([index, int(bool(locations)), *(int(location in locations) for location in LOCATIONS)], [])]
 
 # %% ../nbs/01c_phantom.ipynb #3f22108d
 def _check_cohort(folders: list[Path], patients: int, seed: int, size, masks: bool, workers: int,
@@ -404,9 +419,12 @@ def _fill_cohort(folders: list[Path], jobs, patients: int, workers: int, film: i
     parallel = joblib.Parallel(n_jobs=min(workers, patients), return_as='generator', idle_worker_timeout=2)
     rows = list(tqdm(parallel(jobs), total=patients, desc='simulating', unit='patient', delay=3))
     for folder, own in zip(folders, zip(*rows)):
-        table = pd.DataFrame(own, columns=list(COLUMNS))
+        labels, scales = zip(*own)
+        table = pd.DataFrame(labels, columns=list(COLUMNS))
         table.to_csv(folder / 'groundtruth.csv', index=False)
-        if not film: table.assign(**dict.fromkeys(LABELS, 0)).to_csv(folder / 'test.csv', index=False)
+        if film: continue
+        table.assign(**dict.fromkeys(LABELS, 0)).to_csv(folder / 'test.csv', index=False)
+        _scale_table(table.Index, scales).to_csv(folder / 'scales.csv', index=False)
 
 # %% ../nbs/01c_phantom.ipynb #3f22108e
 def write_cohort(out: str | Path, patients: int, seed: int = 0, size: int | tuple[int, int] | None = None,
@@ -417,7 +435,7 @@ def write_cohort(out: str | Path, patients: int, seed: int = 0, size: int | tupl
     Parameters
     ----------
     out : str or Path
-        A new or empty folder: gets `images/`, `truth/`, `groundtruth.csv` and `test.csv`.
+        A new or empty folder: gets `images/`, `truth/`, `groundtruth.csv`, `test.csv` and `scales.csv`.
     patients : int
         How many; they are numbered from 1001.
     seed : int
@@ -431,9 +449,9 @@ def write_cohort(out: str | Path, patients: int, seed: int = 0, size: int | tupl
     workers : int
         Processes; -1 for one per core.
     film : int
-        Frames of each film: instead of `images/` and `test.csv` write X-ray angiography objects,
-        `dicom/{Index}/{view}.dcm`, which `import_dicom` reads; the truth names the best frame of each. 0 for
-        single frames.
+        Frames of each film: instead of `images/`, `test.csv` and `scales.csv` write X-ray angiography
+        objects, `dicom/{Index}/{view}.dcm`, which `import_dicom` reads; the truth names the best
+        frame of each. 0 for single frames.
     twins : str or Path, optional
         A second new or empty folder: the same patients, down to the noise, without their aneurysms.
 

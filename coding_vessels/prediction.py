@@ -23,7 +23,7 @@ from .batches import CELL, in_order
 from .engines import WORKERS, Engine
 from .preprocessing import (Preprocessing, frame_warnings, preprocess_frames, usable,
                                           view_warnings)
-from .size import attention_map, finding_width, peak_of
+from .size import Shape, attention_map, finding_shape, look_mask, peak_of
 from .studies import FrameError, Study, append_csv, read_frame
 
 # %% auto #0
@@ -131,20 +131,24 @@ class Reading:
         peak = peak_of(attention_map(self.maps, location, view))
         return self.settings.place_back(*peak, *self.frames[VIEWS.index(view)].shape[::-1])
 
-    def width(self, location: str, view: str) -> tuple[float | None, float | None, str]:
-        """Return how wide an aneurysm is in a view: pixels of its frame, millimetres, and what these come
-        from; None and '' where that can't be told.
+    def shape(self, location: str, view: str) -> Shape | None:
+        "Return what an aneurysm looks like in a view, or None where that can't be told."
+        if self.masks is None: return None
+        return finding_shape(look_mask(self.masks, location, view), attention_map(self.maps, location, view),
+                             self.frames[VIEWS.index(view)], self.settings)
+
+    def size(self, location: str, view: str) -> tuple:
+        """Return length and width of an aneurysm in a view in pixels of its frame, both in millimetres, and
+        what these come from; None and '' where that can't be told.
         """
-        if self.masks is None: return None, None, ''
-        frame, place = self.frames[VIEWS.index(view)], self.place(location, view)
-        scale = self.settings.place(0, 0, *frame.shape[::-1])[2]
-        width = finding_width(self.masks, frame, location, view, place, scale)
+        shape = self.shape(location, view)
+        if shape is None: return None, None, None, None, ''
         pixel, source = (self.study.scales or {}).get(view, (None, ''))
-        if np.isnan(width): return None, None, ''
-        return round(width, 1), pixel and round(width * pixel, 1), source
+        axes = [round(axis, 1) for axis in shape[:2]]
+        return *axes, *(pixel and round(axis * pixel, 1) for axis in shape[:2]), source
 
     def positions(self) -> list[tuple]:
-        """Return location, probability, view, x and y in pixels of the frame, and what `width` says, of each
+        """Return location, probability, view, x and y in pixels of the frame, and what `size` says, of each
         flagged location in each view.
         """
         rows = []
@@ -152,8 +156,8 @@ class Reading:
             probability = round(float(self.probabilities[1 + LOCATIONS.index(location)]), 4)
             for view in self.views_of(location):
                 x, y = self.place(location, view)
-                width = self.width(location, view)
-                rows.append((location, probability, view, round(x, 1), round(y, 1), *width))
+                size = self.size(location, view)
+                rows.append((location, probability, view, round(x, 1), round(y, 1), *size))
         return rows
 
 # %% ../nbs/09_prediction.ipynb #53de82ed
@@ -262,8 +266,8 @@ def tables_of(rows: Iterable[dict]) -> dict[str, pd.DataFrame]:
     return {'probabilities': pd.DataFrame([[row['Index'], *row['probabilities']]
                                            for row in rows if 'error' not in row], columns=list(COLUMNS)),
             'positions': pd.DataFrame(
-                flat('positions'), columns=['Index', 'location', 'probability', 'view', 'x', 'y', 'width',
-                                            'width_mm', 'scale']),
+                flat('positions'), columns=['Index', 'location', 'probability', 'view', 'x', 'y', 'length',
+                                            'width', 'length_mm', 'width_mm', 'scale']),
             'warnings': pd.DataFrame(flat('warnings'), columns=['Index', 'view', 'file', 'warning'],
                                      dtype=object),
             'errors': pd.DataFrame([[row['Index'], row['error']] for row in rows if 'error' in row],
@@ -290,8 +294,8 @@ def predict_studies(engine: Engine, studies: list[Study], threshold: float | np.
     -------
     DataFrame, DataFrame, DataFrame
         Probabilities: Index and the 22 labels, float, NaN where not assessed, in the order of the studies.
-        Positions: Index, location, probability, view, x, y and width in pixels of the frame, width_mm and
-        scale, what the millimetres come from; the widths are NaN where they can't be told.
+        Positions: Index, location, probability, view, x, y, length and width in pixels of the frame,
+        length_mm, width_mm and scale, what the millimetres come from; NaN where they can't be told.
         Errors: Index and error.
     """
     rows = []

@@ -30,7 +30,7 @@ from .aneurysms import Aneurysm
 from .arteries import Vessel
 from .films import Camera, Scanner, _add_segments, aim, compiled, expose, finish
 from .files import whole
-from .phantom import Phantom, _truth, _view_truth
+from .phantom import Phantom, _scale_at, _scale_table, _truth, _view_truth
 
 # %% auto #0
 __all__ = ['SPACING', 'FINE', 'PACKAGES', 'SURFACES', 'VOLUMES', 'TREES', 'STEPS', 'INJECTIONS', 'MEETING', 'HEAD_START',
@@ -729,9 +729,10 @@ def film_head(head: Head, seed: int | Sequence[int], size: int | tuple[int, int]
             else (size, size) if isinstance(size, int) else size)
     rounded = machine.random() < scanner.rounded
     contrast = _contrast(head, scanner, machine)
-    frames, masks, truths = [], [], [[] for _ in head.sacs]
+    frames, masks, scales, truths = [], [], [], [[] for _ in head.sacs]
     for view in VIEWS:
         camera = aim(view, size, machine, scanner)
+        scales.append(_scale_at(camera))
         path = head.body.path(camera, contrast[view[:2]])
         mask, total = (path > 0.4).astype(np.uint8), path.copy()
         for truth, (aneurysm, blobs) in zip(truths, head.sacs):
@@ -746,7 +747,7 @@ def film_head(head: Head, seed: int | Sequence[int], size: int | tuple[int, int]
     flagged = {aneurysm.location for aneurysm, _ in head.sacs}
     labels = np.array([bool(flagged), *(location in flagged for location in LOCATIONS)], np.uint8)
     described = [_truth(aneurysm, views) for (aneurysm, _), views in zip(head.sacs, truths)]
-    return Phantom(frames, masks, labels, described, int(machine.integers(*scanner.jpeg_quality)),
+    return Phantom(frames, masks, labels, described, scales, int(machine.integers(*scanner.jpeg_quality)),
                    bool(machine.random() < scanner.colour))
 
 # %% ../nbs/01d_projection.ipynb #fa83a149
@@ -868,7 +869,7 @@ def _write_head(folders: list[Path], index: str, source: Path, sacs: list, inlet
         truth = {'index': index, 'seed': seed, 'size': list(drawn.frames[0].shape[::-1]),
                  'aneurysms': drawn.aneurysms}
         (folder / 'truth' / f'{index}.json').write_text(json.dumps(truth, indent=1), encoding='utf-8')
-        rows.append([index, *drawn.labels.tolist()])
+        rows.append(([index, *drawn.labels.tolist()], drawn.scales))
     return rows, (head.filling > 0.5).mean(axis=0).round(3)
 
 # %% ../nbs/01d_projection.ipynb #01pr0001
@@ -906,7 +907,8 @@ def project(sources: list, out: str | Path, sacs: str | Path | None = None, inle
     sources : list of str or Path
         One file a patient, as in `read_head`.
     out : str or Path
-        A new or empty folder: gets `images/`, `truth/`, `groundtruth.csv`, `test.csv` and `sources.csv`.
+        A new or empty folder: gets `images/`, `truth/`, `groundtruth.csv`, `test.csv`, `scales.csv` and
+        `sources.csv`.
     sacs, inlets : str or Path, optional
         CSV tables.
     twins : str or Path, optional
@@ -948,8 +950,10 @@ def _write_folders(folders, sources, sacs, inlets, axes, spacing, seed, size, sc
                                idle_worker_timeout=2)(jobs)
         rows, filled = zip(*tqdm(rows, total=len(sources), desc='projecting', unit='patient', delay=3))
         for k, folder in enumerate(partial):
-            table = pd.DataFrame([row[k] for row in rows], columns=list(COLUMNS))
+            labels, scales = zip(*(row[k] for row in rows))
+            table = pd.DataFrame(labels, columns=list(COLUMNS))
             table.to_csv(folder / 'groundtruth.csv', index=False)
+            _scale_table(table.Index, scales).to_csv(folder / 'scales.csv', index=False)
             table.assign(**dict.fromkeys(LABELS, 0)).to_csv(folder / 'test.csv', index=False)
             origin = pd.DataFrame({'Index': table.Index, 'file': [str(source) for source in sources]})
             origin[list(INJECTIONS)] = np.stack(filled)

@@ -23,8 +23,8 @@ from .anatomy import LOCATION_NAMES, LOCATIONS, MAP, MAP_LINES, VIEWS, parse_vie
 from .files import whole
 from .prediction import Reading
 from .risk import NOTICE, Patient, urgency_of
-from .size import attention_map, peak_of
-from .studies import canonical_index
+from .size import attention_map
+from .studies import canonical_index, film_of, read_film
 
 # %% auto #0
 __all__ = ['thumbnail', 'attention_layer', 'in_page', 'in_file', 'page_of', 'chance', 'write_report']
@@ -89,12 +89,36 @@ def _places(reading, known) -> list[dict]:
     return places
 
 # %% ../nbs/10_report.ipynb #e474d637
+def _layer(reading, view: str, location: str) -> dict:
+    "Return what the page shows of a location in a view: its map, place, outline and size."
+    height, width = reading.frames[VIEWS.index(view)].shape
+    percent = lambda x, y: (round(100 * (x + 0.5) / width, 2), round(100 * (y + 0.5) / height, 2))
+    x, y = percent(*reading.place(location, view))
+    shape, size = reading.shape(location, view), reading.size(location, view)
+    outline = ' '.join('%g,%g' % percent(*corner) for corner in shape.outline) if shape else ''
+    picture = attention_layer(attention_map(reading.maps, location, view))
+    return {'location': location, 'picture': picture, 'x': x, 'y': y, 'outline': outline,
+            **dict(zip(('length', 'width', 'length_mm', 'width_mm'), size))}
+
+
+def _film(study, view: str, frame: np.ndarray, picture: str, keep: Callable) -> tuple[list[str], int | None]:
+    "Return the addresses of a run's frames, and which of them, from 0, is the one that was read, if any."
+    path = film_of(study.frames[VIEWS.index(view)])
+    if path is None: return [], None
+    frames = read_film(path)
+    read = next((number for number, one in enumerate(frames) if np.array_equal(one, frame)), None)
+    name = f'{study.index}{view}'
+    return [picture if number == read else keep(one, f'{name}-{number + 1:03d}')
+            for number, one in enumerate(frames)], read
+
+
 def _frame(reading, view: str, locations: list[str], keep: Callable) -> dict:
     "Return what the page shows of one view; places are in percent of its frame's width and height."
     side, artery, plane = parse_view(view)
-    shown = {'view': view, 'title': f'{side} {artery}, {plane}', 'picture': None, 'layers': [],
-             'left': 0, 'top': 0, 'width': 0, 'height': 0,
-             'warnings': [text for own, text in reading.warnings if own == view]}
+    mm, scale = (reading.study.scales or {}).get(view, (None, ''))
+    shown = {'view': view, 'title': f'{side} {artery}, {plane}', 'picture': None, 'layers': [], 'film': [],
+             'read': None, 'left': 0, 'top': 0, 'width': 0, 'height': 0, 'pixels': [0, 0], 'mm': mm,
+             'scale': scale, 'warnings': [text for own, text in reading.warnings if own == view]}
     frame, settings = reading.frames[VIEWS.index(view)], reading.settings
     if frame is None: return shown
     height, width = frame.shape
@@ -104,16 +128,11 @@ def _frame(reading, view: str, locations: list[str], keep: Callable) -> dict:
         return round(100 * (x + 0.5) / width, 3), round(100 * (y + 0.5) / height, 3)
 
     (left, top), (right, bottom) = percent(-0.5, -0.5), percent(*[settings.size - 0.5] * 2)
-    layers = []
-    for location in [name for name in locations if view in reading.views_of(name)]:
-        attention = attention_map(reading.maps, location, view)
-        x, y = percent(*peak_of(attention))
-        wide, mm, scale = reading.width(location, view)
-        size = wide and round(100 * wide / width, 2)
-        layers.append({'location': location, 'picture': attention_layer(attention), 'x': x, 'y': y,
-                       'wide': wide, 'mm': mm, 'scale': scale, 'size': size})
     picture = keep(frame, f'{reading.study.index}{view}')
-    return shown | {'picture': picture, 'layers': layers, 'left': left, 'top': top,
+    film, read = _film(reading.study, view, frame, picture, keep)
+    layers = [_layer(reading, view, location) for location in locations if view in reading.views_of(location)]
+    return shown | {'picture': picture, 'film': film, 'read': read, 'pixels': [width, height],
+                    'layers': layers, 'left': left, 'top': top,
                     'width': round(right - left, 3), 'height': round(bottom - top, 3)}
 
 # %% ../nbs/10_report.ipynb #54352158

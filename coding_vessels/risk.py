@@ -343,13 +343,13 @@ def _read_folder(folder) -> tuple[dict[str, str], pd.DataFrame, pd.DataFrame, st
     return dict(zip(flags.index, read_table(files[0])['Index'])), flags, probabilities, notice
 
 # %% ../nbs/09b_risk.ipynb #09bwi001
-def _widths(folder: Path) -> dict[tuple[str, str], float]:
-    "Return how wide each place looked in the widest of its views, in mm, by index and location."
+def _lengths(folder: Path) -> dict[tuple[str, str], float]:
+    "Return how long each place looked in the view where it was longest, in mm, by index and location."
     file = folder / 'positions.csv'
     places = read_table(file) if file.is_file() else pd.DataFrame()
-    if 'width_mm' not in places: return {}
-    places['width_mm'] = pd.to_numeric(places['width_mm'])
-    return places.groupby([places['Index'].map(canonical_index), 'location'])['width_mm'].max().to_dict()
+    if 'length_mm' not in places: return {}
+    places['length_mm'] = pd.to_numeric(places['length_mm'])
+    return places.groupby([places['Index'].map(canonical_index), 'location'])['length_mm'].max().to_dict()
 
 # %% ../nbs/09b_risk.ipynb #b7d21c40
 _OF_SCORES = [f'{name}{end}' for name, table in (('PHASES', PHASES), ('ELAPSS', ELAPSS))
@@ -387,8 +387,8 @@ def triage(folder: str | Path, patients: str | Path, findings: str | Path | None
     -------
     DataFrame
         One row a place, a patient's rows together, and one for a patient without a place. `urgency` is in
-        percent and empty without a place. Ranges are text, such as '4 to 14'. `seen_mm` is how wide the
-        network saw the place, if the cohort brought a scale; no score counts it.
+        percent and empty without a place. Ranges are text, such as '4 to 14'. `seen_mm` is how long
+        the network saw the place, if the cohort brought a scale; no score counts it.
 
     Raises
     ------
@@ -398,7 +398,7 @@ def triage(folder: str | Path, patients: str | Path, findings: str | Path | None
     names, flags, probabilities, notice = _read_folder(folder)
     flagged = {index: [name for name in LOCATIONS if row[name] >= 0.5] for index, row in flags.iterrows()}
     histories = read_patients(patients, flagged)
-    found, widths = read_reader(findings, flagged) if findings else {}, _widths(Path(folder))
+    found, lengths = read_reader(findings, flagged) if findings else {}, _lengths(Path(folder))
     rows = []
     for index, row in probabilities.iterrows():
         patient = histories.get(index, Patient())
@@ -407,7 +407,7 @@ def triage(folder: str | Path, patients: str | Path, findings: str | Path | None
         for finding in found.get(index) or [Finding(name) for name in flagged[index] or [None]]:
             chance = row[finding.location or 'Aneurysm']
             if finding.reason: chance = float(finding.location is not None)
-            told['seen_mm'] = widths.get((index, finding.location))
+            told['seen_mm'] = lengths.get((index, finding.location))
             rows.append(told | _place(patient, finding, chance))
     return _sorted(pd.DataFrame(rows))
 

@@ -20,14 +20,15 @@ import numpy as np
 import pandas as pd
 import simplejpeg
 from joblib import Parallel, delayed
-from PIL import Image
+from PIL import Image, ImageSequence
 from tqdm import tqdm
 
 from .anatomy import LABELS, LOCATIONS, VIEWS
 
 # %% auto #0
 __all__ = ['SIDES', 'PIXELS', 'BYTES', 'SCANS', 'Study', 'canonical_index', 'find_frames', 'FrameError', 'check_file',
-           'read_frame', 'read_table', 'parse_labels', 'read_cohort', 'split_studies', 'append_csv']
+           'read_frame', 'film_of', 'read_film', 'read_table', 'parse_labels', 'read_cohort', 'split_studies',
+           'append_csv']
 
 # %% ../nbs/02_studies.ipynb #6cdaaf0f
 @dataclass(frozen=True, slots=True)
@@ -215,6 +216,30 @@ def read_frame(path: str | Path) -> np.ndarray:
         why = (f'has {deep[1][0]} bits a pixel; export it with 8' if deep
                else 'is a damaged image; copy or export the file again')
         raise FrameError(f'{path} {why}.') from None
+
+# %% ../nbs/02_studies.ipynb #02fi0001
+def film_of(frame: Path | None) -> Path | None:
+    "Return the file of the run that a frame was taken from, if there is one."
+    film = frame and frame.parent.with_name('films') / f'{frame.stem}.tif'
+    return film if film and film.is_file() else None
+
+
+def read_film(path: str | Path) -> np.ndarray:
+    """Return the frames of a run, (frames, height, width), uint8, from a TIFF file of several pages.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read, or holds more than 8 times PIXELS.
+    """
+    check_file(path, BYTES)
+    try:
+        with Image.open(path, formats=('TIFF',)) as film:
+            if film.n_frames * film.width * film.height <= 8 * PIXELS:
+                return np.stack([np.asarray(page.convert('L')) for page in ImageSequence.Iterator(film)])
+    except Exception:
+        raise FrameError(f'{path} is not a readable TIFF file; write it again, or remove it.') from None
+    raise FrameError(f'{path} claims more than {8 * PIXELS // 1_000_000} million pixels; remove it.')
 
 # %% ../nbs/02_studies.ipynb #a5871826
 def _text(data: bytes) -> str:

@@ -236,7 +236,7 @@ def test_demo_cohort_in_data(command):
 
 def test_demo_cohort_is_what_its_command_writes(command, tmp_path):
     assert command("simulate", tmp_path / "demo", "--patients", 5, "--seed", 2023, "--size", 256).returncode == 0
-    for name in ("groundtruth.csv", "truth/1002.json"):
+    for name in ("groundtruth.csv", "scales.csv", "truth/1002.json"):
         assert (tmp_path / "demo" / name).read_text() == (ROOT / "data/demo" / name).read_text(), name
     for path in (ROOT / "data/demo/images").iterdir():
         ours, theirs = (cv2.imread(str(folder / path.name), 0).astype(int) for folder in (path.parent, tmp_path / "demo/images"))

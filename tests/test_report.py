@@ -93,6 +93,14 @@ def test_attention_is_switched_on_and_off(page):
     assert patient.locator(".layer:visible").count() == 0
 
 
+def wait_for(page, expression):
+    """Wait until an expression holds; the page's security policy forbids the browser to do it."""
+    end = time.monotonic() + 20
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        time.sleep(0.05)
+
+
 def viewer(page):
     """Open the first patient's first frame by the keyboard, as a dialog with both planes."""
     page.locator("#patients tbody a").first.click()
@@ -161,6 +169,91 @@ def test_viewer_changes_window_level_and_inverts(page):
     assert slope() == pytest.approx(-4)
     page.keyboard.press("0")
     assert slope() == pytest.approx(1) and not page.locator("#invert").is_checked()
+
+
+def test_reader_measures_and_sets_the_scale(page, folder):
+    """A line by mouse and by keyboard, in pixels and millimetres; a scale of one's own, kept and exported as `predict` reads it."""
+    page.locator("#patients tbody a").first.click()
+    figure = page.locator("#patient-1 figure:has(.own)").first
+    view, index = figure.get_attribute("data-view"), page.locator("#patient-1").get_attribute("data-index")
+    figure.locator("button.frame").click()
+    pane = page.locator(".pane").nth("AB".index(view[-1]))
+    page.keyboard.press("l")
+    box, measured = pane.bounding_box(), lambda: page.locator("#measured").inner_text()
+    page.mouse.move(box["x"] + 200, box["y"] + 200)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 260, box["y"] + 280)
+    page.mouse.up()
+    length = 100 / pane.locator(".stage").bounding_box()["width"] * 400
+    assert float(measured().split()[0]) == pytest.approx(length, abs=0.1)
+    page.locator("#known").fill("12")
+    page.locator("#calibrate").click()
+    assert measured().endswith("pixels, 12.0 mm (your scale)")
+    pane.focus()
+    for key in ("ArrowRight", "ArrowDown", "Shift+ArrowLeft"):
+        page.keyboard.press(key)
+    assert float(measured().split()[0]) > length and page.locator("#viewer-title").inner_text() == f"{index} {view[:2]}"
+    page.reload()
+    own = figure.locator(".own").first
+    sizes = [float(own.get_attribute(f"data-{name}")) * 12 / length for name in ("length", "width")]
+    assert own.inner_text().strip().startswith(f"; {sizes[0]:.1f} x {sizes[1]:.1f} mm")
+    with page.expect_download() as download:
+        page.locator("#scales").click()
+    table = pd.read_csv(download.value.path(), dtype={"Index": str})
+    assert table.loc[0, ["Index", "view", "source"]].tolist() == [index, view, "a line of 12 mm on the frame"]
+    assert table.mm[0] == pytest.approx(12 / length, rel=1e-3)
+    shutil.copy(download.value.path(), folder / "cohort/scales.csv")
+    studies, _ = read_cohort(folder / "cohort/test.csv", folder / "cohort", labelled=False, partial=True)
+    (folder / "cohort/scales.csv").unlink()
+    assert [study.scales for study in studies if study.index == index] == [{view: (table.mm[0], table.source[0])}]
+    figure.locator("button.frame").click()
+    page.keyboard.press("l")
+    page.locator("#calibrate").click()  # without a number: the scale is taken back
+    assert not own.inner_text() and page.locator("#scales").is_hidden()
+
+
+def test_outline_and_size_of_a_finding(page, folder):
+    page.locator("#list tr:not([data-flagged='0']) a").first.click()
+    page.locator("section.patient:visible .attention input[value='*']").check()
+    outline = page.locator("section.patient:visible svg.sac:visible").first
+    corners = [tuple(map(float, corner.split(","))) for corner in outline.locator("polygon").get_attribute("points").split()]
+    assert len(corners) > 4 and all(0 <= value <= 100 for corner in corners for value in corner)
+    figure = outline.locator("xpath=ancestor::figure")
+    rows = pd.read_csv(folder / "positions.csv", dtype={"Index": str}).set_index(["Index", "location", "view"])
+    index = page.locator("section.patient:visible").get_attribute("data-index")
+    row = rows.loc[(index, outline.get_attribute("data-location"), figure.get_attribute("data-view"))]
+    assert f"about {row.length} x {row.width} pixels" in figure.locator("figcaption").inner_text()
+    across = [max(axis) - min(axis) for axis in zip(*corners)]
+    assert max(across) / 100 * 400 <= row.length * 1.3 + 4
+
+
+def test_runs_are_scrolled(page, folder, tmp_path):
+    """Whole runs that `import-dicom --films` keeps: the frame that was read is marked, keys and the slider lead to the others."""
+    assert main(f"simulate {tmp_path}/hospital --patients 1 --seed 3 --size 256 --film 6".split()) == 0
+    assert main(f"import-dicom {tmp_path}/hospital/dicom --out {tmp_path}/cohort --key {tmp_path}/key.csv --films".split()) == 0
+    words = f"predict --csv {tmp_path}/cohort/test.csv --images {tmp_path}/cohort --out {tmp_path}/output.csv --report {tmp_path}/page.html"
+    assert main(words.split()) == 0
+    assert len(list((tmp_path / "page_files").iterdir())) == 8 * 6
+    key = pd.read_csv(tmp_path / "key.csv", dtype=str).set_index("view")
+    other = page.context.browser.new_page()
+    for file in ("page.html", "single.html"):
+        other.goto((tmp_path / file).as_uri())
+        other.locator("#patients tbody a").first.click()
+        other.locator("#patient-1 button.frame").first.click()
+        told = other.locator(".roll output").all_inner_texts()
+        assert told == [f"{key.frame[view]} of 6, the one that was read" for view in ("LI-A", "LI-B")]
+        shown = lambda: other.locator(".pane img").first.get_attribute("src")
+        read = shown()
+        assert read == other.locator("#patient-1 .frame img").first.get_attribute("src")
+        other.keyboard.press("." if key.frame["LI-A"] != "6" else ",")
+        assert shown() != read and "read" not in other.locator(".roll output").first.inner_text()
+        other.locator(".film").first.fill(key.frame["LI-A"])
+        assert shown() == read
+        wait_for(other, "document.querySelector('.pane img').naturalWidth > 0")
+        if file == "page.html":
+            assert main([*words.replace("page.html", "single.html").split(), "--single-file", "--overwrite"]) == 0
+    other.close()
+    assert not (tmp_path / "page_files").exists()  # of the page that was replaced
 
 
 def test_list_sorts_filters_and_searches(page):
@@ -265,7 +358,7 @@ def test_frames_of_many_patients_lie_beside_the_page(page, folder, tmp_path, mon
     other.locator("#patients tbody a").first.click()
     other.locator("#patient-1 .frame img").first.wait_for(state="visible")
     widths = "[...document.querySelectorAll('#patient-1 .frame > img:first-child')].map(img => img.naturalWidth)"
-    other.wait_for_function(f"{widths}.every(width => width === 400)")  # as filmed
+    wait_for(other, f"{widths}.every(width => width === 400)")  # as filmed
     assert {url.rsplit("/", 1)[0] for url in requests[1:]} == {(tmp_path / "a page_files").as_uri()}
     assert trouble == []
     assert not other.locator("#lost").is_visible()

@@ -160,13 +160,40 @@ function view(wanted, plane = 'A') {
   attend(opened);
 }
 
+const captionOf = figure => figure.querySelector('figcaption').innerText;
+
 function fill(which, number) {
   const figure = opened.querySelector(`figure[data-view="${injection}-${'AB'[number]}"]`), frame = figure.querySelector('.frame');
   const stage = which.pane.querySelector('.stage');
   stage.replaceChildren(...[...frame.children].map(part => part.cloneNode(true)));
-  which.pane.querySelector('b').textContent = figure.querySelector('figcaption').innerText;
-  which.pane.setAttribute('aria-label', figure.querySelector('figcaption').innerText);
+  which.pane.querySelector('b').textContent = captionOf(figure);
+  which.pane.setAttribute('aria-label', captionOf(figure));
+  const ruler = document.createElementNS('http://www.w3.org/2000/svg', 'svg'), [width, height] = figure.dataset.pixels.split(' ').map(Number);
+  ruler.setAttribute('class', 'ruler');
+  ruler.setAttribute('viewBox', `0 0 ${width} ${height}`);
+  ruler.setAttribute('preserveAspectRatio', 'none');
+  stage.append(ruler);
+  Object.assign(which, {figure, ruler, pixels: [width, height], line: null, film: (figure.dataset.film || '').split(' '), read: +figure.dataset.read});
+  thread(which);
   fit(which);
+}
+
+// A run: its frames one by one, the one that was read first.
+function thread(which) {
+  const slider = which.pane.querySelector('.film');
+  which.pane.querySelector('.roll').hidden = which.film.length < 2;
+  slider.max = which.film.length;
+  if (which.film.length > 1) roll(which, isNaN(which.read) ? 1 : which.read + 1);
+}
+
+function roll(which, number) {
+  const {film, pane, read} = which, count = film.length, chosen = Math.min(count, Math.max(1, number));
+  if (count < 2) return;
+  pane.querySelector('.film').value = chosen;
+  pane.querySelector('.stage img').src = film[chosen - 1];
+  const told = t('{n} of {m}', {n: chosen, m: count}) + (chosen - 1 === read ? `, ${t('the one that was read')}` : '');
+  pane.querySelector('.roll output').textContent = told;
+  pane.querySelector('.film').setAttribute('aria-valuetext', told);
 }
 
 function fit(which) {                                   // the whole frame, in the pane's middle
@@ -207,8 +234,59 @@ function reset() {
   views.forEach(fit);
 }
 
+// A line in pixels of the frame; what it measures in millimetres follows from the file's scale or the reader's.
+const scaleOf = figure => readings[opened.dataset.index]?.scales?.[figure.dataset.view]?.mm || +figure.dataset.mm || 0;
+const lengthOf = ([x1, y1, x2, y2]) => Math.hypot(x2 - x1, y2 - y1);
+
+function place({pane, x, y, zoom, width, height, pixels}, event) {
+  const box = pane.getBoundingClientRect();
+  return [(event.clientX - box.left - x) / zoom / width * pixels[0], (event.clientY - box.top - y) / zoom / height * pixels[1]];
+}
+
+function draw(which, line) {
+  which.line = line;
+  const [x1, y1, x2, y2] = line, mark = document.createElementNS('http://www.w3.org/2000/svg', 'line');
+  for (const [name, value] of Object.entries({x1, y1, x2, y2})) mark.setAttribute(name, value);
+  which.ruler.replaceChildren(mark);
+  tell(which);
+}
+
+function tell({line, figure}) {
+  if (!line) { one('measured').textContent = ''; return; }
+  const own = readings[opened.dataset.index]?.scales?.[figure.dataset.view], mm = scaleOf(figure);
+  const source = own ? t('your scale') : t(figure.dataset.scale || '');
+  one('measured').textContent = `${lengthOf(line).toFixed(1)} ${t('pixels')}` + (mm ? `, ${(mm * lengthOf(line)).toFixed(1)} mm (${source})` : '');
+}
+
+function nudge(right, down, event) {                    // by keyboard: the line's end, or with Shift its beginning
+  const [width, height] = active.pixels, line = [...active.line || [width / 2 - 20, height / 2, width / 2 + 20, height / 2]];
+  const at = event.shiftKey ? 0 : 2;
+  line[at] += right;
+  line[at + 1] += down;
+  draw(active, line);
+}
+
+function measure() {
+  const on = one('ruler').checked;
+  one('measuring').hidden = !on;
+  if (!on) for (const which of views) { which.line = null; which.ruler.replaceChildren(); }
+  tell(active);
+  views.filter(({zoom}) => zoom === 1).forEach(fit);
+}
+
+function calibrate() {
+  const {figure, line} = active, known = one('known').valueAsNumber, own = readingOf(opened).scales ||= {};
+  if (known > 0 && line && lengthOf(line) > 4) own[figure.dataset.view] = {mm: known / lengthOf(line), known};
+  else if (isNaN(known)) delete own[figure.dataset.view];
+  save();
+  recall(opened);
+  tell(active);
+  for (const {pane, figure} of views) pane.querySelector('b').textContent = captionOf(figure);
+}
+
 function drag(event) {
   if (!pull) return;
+  if (pull.from) return draw(active, [...pull.from, ...place(active, event)]);
   const [right, down] = [event.clientX - pull.x, event.clientY - pull.y];
   Object.assign(pull, {x: event.clientX, y: event.clientY});
   if (pull.window) {
@@ -233,8 +311,10 @@ for (const which of views) {
   which.pane.addEventListener('focus', () => active = which);
   which.pane.addEventListener('contextmenu', event => event.preventDefault());
   which.pane.addEventListener('pointerdown', event => {
+    if (event.target.closest('.roll')) return;
     active = which;
     pull = {x: event.clientX, y: event.clientY, window: event.button === 2};
+    if (one('ruler').checked && !event.button) pull.from = place(which, event);
     which.pane.setPointerCapture(event.pointerId);
   });
   which.pane.addEventListener('pointermove', drag);
@@ -245,7 +325,7 @@ for (const which of views) {
 const STORE = `coding_vessels:${document.body.dataset.content}`;
 const readings = JSON.parse(read(STORE) || '{}');
 
-const readingOf = patient => readings[patient.dataset.index] ||= {places: {}, note: ''};
+const readingOf = patient => readings[patient.dataset.index] ||= {places: {}, note: '', scales: {}};
 function save() { write(STORE, JSON.stringify(readings)); }
 
 function decide(patient, place, decision) {
@@ -256,12 +336,19 @@ function decide(patient, place, decision) {
 }
 
 function recall(patient) {                              // what was decided before
-  const {places, note} = readings[patient.dataset.index] || {places: {}, note: ''};
+  const {places, note, scales} = readings[patient.dataset.index] || {places: {}, note: ''};
   for (const choice of all('.decision input', patient)) choice.checked = choice.value === (places[choice.dataset.place] || '');
   const added = Object.keys(places).filter(place => places[place] === 'added');
   patient.querySelector('.added').replaceChildren(...added.map(listing));
   patient.querySelector('.note').value = note;
+  for (const part of all('.own', patient)) {
+    const own = scales?.[part.closest('figure').dataset.view], {length, width} = part.dataset;
+    part.textContent = own ? `; ${(own.mm * length).toFixed(1)} x ${(own.mm * width).toFixed(1)} mm (${t('your scale')})` : '';
+  }
+  offer();
 }
+
+function offer() { one('scales').hidden = !Object.values(readings).some(({scales}) => Object.keys(scales || {}).length); }
 
 function listing(place) {
   const item = document.createElement('li'), button = document.createElement('button');
@@ -272,8 +359,9 @@ function listing(place) {
   return item;
 }
 
+const quoted = cells => cells.map(cell => `"${String(cell).replaceAll('"', '""')}"`).join(',');
+
 function csv() {
-  const quoted = cells => cells.map(cell => `"${String(cell).replaceAll('"', '""')}"`).join(',');
   const lines = ['Index,location,decision,note'];
   for (const [index, {places, note}] of Object.entries(readings)) {
     for (const [place, decision] of Object.entries(places)) lines.push(quoted([index, place, decision, '']));
@@ -282,10 +370,17 @@ function csv() {
   return lines.join('\r\n') + '\r\n';
 }
 
-function download() {                                   // the mark in front tells spreadsheets that it is UTF-8
+function scalesAsCsv() {                                // what `predict` reads beside the cohort's table
+  const lines = ['Index,view,mm,source'];
+  for (const [index, {scales}] of Object.entries(readings))
+    for (const [view, {mm, known}] of Object.entries(scales || {})) lines.push(quoted([index, view, mm.toFixed(5), `a line of ${known} mm on the frame`]));
+  return lines.join('\r\n') + '\r\n';
+}
+
+function download(name, content) {                      // the mark in front tells spreadsheets that it is UTF-8
   const link = document.createElement('a');
-  link.href = 'data:text/csv;charset=utf-8,' + encodeURIComponent('\ufeff' + csv());
-  link.download = 'readings.csv';
+  link.href = 'data:text/csv;charset=utf-8,' + encodeURIComponent('\ufeff' + content);
+  link.download = name;
   link.click();
 }
 
@@ -294,7 +389,8 @@ const CLICKS = {
   '#patients th button': button => sort(button.closest('th')),
   'button.frame': frame => view(...frame.closest('figure').dataset.view.split('-')),
   '#nearer': () => enlarge(active, 1.2), '#farther': () => enlarge(active, 1 / 1.2),
-  '#reset': reset, '#close': () => viewer.close(), '#earlier': () => turn(-1), '#later': () => turn(1), '#export': download,
+  '#reset': reset, '#close': () => viewer.close(), '#earlier': () => turn(-1), '#later': () => turn(1),
+  '#export': () => download('readings.csv', csv()), '#scales': () => download('scales.csv', scalesAsCsv()), '#calibrate': calibrate,
   '.add': button => {
     const chosen = button.parentElement.querySelector('select').value;
     if (chosen) decide(opened, chosen, 'added');
@@ -306,7 +402,7 @@ const CHANGES = {
   '#language': ({value}) => { write(LANGUAGE, value); speak(value); },
   '#filters input': filter,
   '.attention input, #looked': ({value}) => { attention = value; attend(opened); },
-  '#marks': () => attend(opened), '#width, #level, #invert': grey,
+  '#marks': () => attend(opened), '#width, #level, #invert': grey, '#ruler': measure,
   '.decision input': choice => decide(opened, choice.dataset.place, choice.value),
   '.note': note => { readingOf(opened).note = note.value; save(); },
 };
@@ -320,8 +416,11 @@ const KEYS = {
 const toggle = id => { one(id).click(); };
 const VIEWER_KEYS = {
   '+': () => enlarge(active, 1.2), '=': () => enlarge(active, 1.2), '-': () => enlarge(active, 1 / 1.2), 0: reset,
-  i: () => toggle('invert'), m: () => toggle('marks'), ArrowRight: () => turn(1), ArrowLeft: () => turn(-1),
+  i: () => toggle('invert'), m: () => toggle('marks'), l: () => toggle('ruler'), ArrowRight: () => turn(1), ArrowLeft: () => turn(-1),
+  ',': () => step(-1), '.': () => step(1),
 };
+const step = by => roll(active, +active.pane.querySelector('.film').value + by);
+const NUDGES = {ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1]};
 
 function listen(kind, what) {
   document.addEventListener(kind, event => {
@@ -333,7 +432,8 @@ function listen(kind, what) {
 }
 
 function press(event) {
-  const act = (viewer.open ? VIEWER_KEYS : KEYS)[event.key], typing = event.target.matches('input:not([type=checkbox]), select, textarea');
+  const nudged = viewer.open && one('ruler').checked && NUDGES[event.key];
+  const act = nudged ? () => nudge(...nudged, event) : (viewer.open ? VIEWER_KEYS : KEYS)[event.key], typing = event.target.matches('input:not([type=checkbox]), select, textarea');
   const listing = opened || viewer.open || event.target.closest('#list') || !event.key.startsWith('Arrow');
   if (!act || typing || !listing || event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();
@@ -342,7 +442,8 @@ function press(event) {
 
 listen('click', CLICKS);
 listen('change', CHANGES);
-listen('input', {'#search': filter, '#width, #level': grey, '.note': CHANGES['.note']});
+listen('input', {'#search': filter, '#width, #level': grey, '.note': CHANGES['.note'],
+  '.film': slider => roll(views.find(({pane}) => pane.contains(slider)), slider.valueAsNumber)});
 document.addEventListener('keydown', press);
 addEventListener('hashchange', route);
 document.addEventListener('error', ({target}) => { if (one('lost') && target.matches?.('.frame img')) one('lost').hidden = false; }, true);
@@ -353,4 +454,5 @@ addEventListener('load', () => opened && scrollTo(0, 0));
 history.scrollRestoration = 'manual';
 root.classList.add('js');
 speak(language);
+offer();
 route();
