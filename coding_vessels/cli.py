@@ -17,7 +17,7 @@ from . import __version__
 
 # %% auto #0
 __all__ = ['NOT_A_MEDICAL_DEVICE', 'SIMULATED_ONLY', 'MOST_IN_ONE_FILE', 'simulate', 'check', 'project', 'import_dicom', 'train',
-           'export', 'predict', 'evaluate', 'demo', 'triage', 'export_dicom', 'main']
+           'export', 'predict', 'evaluate', 'demo', 'triage', 'fuse', 'export_dicom', 'main']
 
 # %% ../nbs/11_cli.ipynb #cd32a499
 NOT_A_MEDICAL_DEVICE = 'Not a medical device: for research only, not for diagnosis or treatment.'
@@ -627,6 +627,36 @@ def triage(args: argparse.Namespace) -> int:
         print(f'patients whom `predict` left out are not in the list: {errors}', file=sys.stderr)
     return 3 if errors.exists() else 0
 
+# %% ../nbs/11_cli.ipynb #11fu0001
+def _fuse_words(args) -> bool:
+    "Return whether a fusion is to be taught, not used; raise if the words belong to neither."
+    teach, use = (args.truth, args.save), (args.fusion, args.out)
+    if all(teach) and not any(use): return True
+    if all(use) and not any(teach): return False
+    raise ValueError('give --truth and --save to teach, or --fusion and --out to use what was taught.')
+
+
+def fuse(args: argparse.Namespace) -> int:
+    "Put the readings of a prediction and the patients' histories together, or teach how."
+    from coding_vessels import fusion
+    from coding_vessels.files import settle, whole
+    from coding_vessels.studies import append_csv
+    folder, teach = Path(args.folder), _fuse_words(args)
+    made = Path(args.save if teach else args.out)
+    if made.exists(): raise FileExistsError(f'{made} exists; choose another name.')
+    settle(folder / 'prediction.json')
+    if teach:
+        seen = fusion.teach_on(folder, args.patients, args.truth, made)
+        print(f'taught on {seen} patients: {made}; measure it on others')
+        return 0
+    tables = fusion.fuse_folder(folder, args.patients, fusion.load_fusion(args.fusion))
+    with whole(made) as beside:
+        beside().mkdir()
+        for name, table in tables.items(): append_csv(beside() / f'{name}.csv', table)
+    print(f'{len(tables["output"])} patients, Aneurysm by reading and history: {made}/output.csv\n'
+          f'{NOT_A_MEDICAL_DEVICE}')
+    return 0
+
 # %% ../nbs/11_cli.ipynb #11ed0001
 def export_dicom(args: argparse.Namespace) -> int:
     "Write what a prediction flagged as DICOM structured reports, for the archive that the films came from."
@@ -771,6 +801,12 @@ def _add_reading(verb) -> None:
          ('--shard', dict(metavar='I/N', help='read only the I-th of N shares that follow one another')),
          ('--ray', dict(metavar='ADDRESS', help='read on a Ray cluster: its address, `auto`, or `local` for '
                                                 'the cores of this machine')))
+    verb(fuse, ('folder', dict(help='where `predict` wrote output.csv and probabilities.csv')),
+         ('--patients', dict(required=True, help='histories, as in triage')),
+         ('--truth', dict(help='true labels, to teach on patients whom the network never saw')),
+         ('--save', dict(help='new .keras file of what is taught')),
+         ('--fusion', dict(help='a file that --save wrote, to use it')),
+         ('--out', dict(help='new folder: output.csv and probabilities.csv, Aneurysm by both')))
     verb(triage, ('folder', dict(help='where `predict` wrote output.csv and probabilities.csv')),
          ('--patients', dict(required=True, help='CSV: Index, and any of age, sex, hypertension, '
                                                  'earlier_sah, population, smoking')),

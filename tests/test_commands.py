@@ -229,6 +229,38 @@ def test_triage_lists_the_most_urgent_first(command, tmp_path):
     assert done.returncode == 3 and "errors.csv" in done.stderr
 
 
+def test_fuse_teaches_and_puts_together(command, tmp_path):
+    """Readings and histories of one cohort teach a fusion; mistakes give one sentence and no file."""
+    from coding_vessels.anatomy import COLUMNS
+
+    rng, names = np.random.default_rng(0), [f"{number:04d}" for number in range(1, 201)]
+    sick, place = np.arange(200) % 2, {name: 0 for name in COLUMNS[2:]}
+    readings = np.clip(0.5 + 0.2 * (sick - 0.5) + rng.normal(0, 0.2, 200), 0.01, 0.99)
+    table = pd.DataFrame({"Index": names, "Aneurysm": readings, **place})
+    table.assign(L_MCA=sick).to_csv(tmp_path / "output.csv", index=False)
+    table.assign(L_MCA=readings).to_csv(tmp_path / "probabilities.csv", index=False)
+    table.assign(Aneurysm=sick, L_MCA=sick).to_csv(tmp_path / "groundtruth.csv", index=False)
+    smoking = np.where(rng.random(200) < 0.3 + 0.4 * sick, "yes", "no")
+    pd.DataFrame({"Index": names, "smoking": smoking}).to_csv(tmp_path / "patients.csv", index=False)
+    words, saved, out = ["fuse", tmp_path, "--patients", tmp_path / "patients.csv"], tmp_path / "f.keras", tmp_path / "fused"
+    done = command(*words, "--truth", tmp_path / "groundtruth.csv", "--save", saved)
+    assert done.returncode == 0 and "taught on 200 patients" in done.stdout, done.stderr
+    done = command(*words, "--fusion", saved, "--out", out)
+    assert done.returncode == 0 and "Not a medical device" in done.stdout, done.stderr
+    fused = pd.read_csv(out / "output.csv", dtype={"Index": str})
+    assert fused.Index.tolist() == names and (fused.L_MCA == sick).all()
+    gain = (fused.Aneurysm - readings)[smoking == "yes"].mean() - (fused.Aneurysm - readings)[smoking == "no"].mean()
+    assert gain > 0.1
+    score = command("evaluate", "--truth", tmp_path / "groundtruth.csv", "--output", out / "output.csv")
+    assert score.returncode == 0 and "AUROC" in score.stdout, score.stderr
+    for more, told in (([], "give --truth and --save"), (["--truth", tmp_path / "groundtruth.csv", "--out", out], "give --truth and --save"),
+                       (["--fusion", saved, "--out", out], "choose another name"), (["--fusion", tmp_path / "output.csv", "--out", tmp_path / "new"], "holds no fusion"),
+                       (["--truth", tmp_path / "groundtruth.csv", "--save", tmp_path / "f.h5"], "must end in .keras")):
+        done = command(*words, *more)
+        assert done.returncode == 1 and told in done.stderr, (more, done.stderr)
+    assert not (tmp_path / "new").exists() and not list(tmp_path.glob("*.partial"))
+
+
 def test_demo_cohort_in_data(command):
     done = command("check", "--csv", ROOT / "data/demo/groundtruth.csv", "--images", ROOT / "data/demo")
     assert done.returncode == 0 and "5 usable studies, 0 problems" in done.stdout
