@@ -24,7 +24,7 @@ from .files import whole
 from .prediction import Reading
 from .risk import NOTICE, Patient, urgency_of
 from .size import attention_map
-from .studies import canonical_index, film_of, read_film
+from .studies import FrameError, canonical_index, film_of, read_film
 
 # %% auto #0
 __all__ = ['thumbnail', 'attention_layer', 'in_page', 'in_file', 'page_of', 'chance', 'write_report']
@@ -101,15 +101,18 @@ def _layer(reading, view: str, location: str) -> dict:
             **dict(zip(('length', 'width', 'length_mm', 'width_mm'), size))}
 
 
-def _film(study, view: str, frame: np.ndarray, picture: str, keep: Callable) -> tuple[list[str], int | None]:
-    "Return the addresses of a run's frames, and which of them, from 0, is the one that was read, if any."
+def _film(study, view: str, frame: np.ndarray, picture: str, keep: Callable) -> tuple[list, int | None, list]:
+    """Return the addresses of a run's frames, which of them, from 0, is the one that was read, if any, and
+    what is wrong with the run.
+    """
     path = film_of(study.frames[VIEWS.index(view)])
-    if path is None: return [], None
-    frames = read_film(path)
+    if path is None: return [], None, []
+    try: frames = read_film(path)
+    except FrameError as error: return [], None, [str(error)]
     read = next((number for number, one in enumerate(frames) if np.array_equal(one, frame)), None)
     name = f'{study.index}{view}'
     return [picture if number == read else keep(one, f'{name}-{number + 1:03d}')
-            for number, one in enumerate(frames)], read
+            for number, one in enumerate(frames)], read, []
 
 
 def _frame(reading, view: str, locations: list[str], keep: Callable) -> dict:
@@ -129,7 +132,8 @@ def _frame(reading, view: str, locations: list[str], keep: Callable) -> dict:
 
     (left, top), (right, bottom) = percent(-0.5, -0.5), percent(*[settings.size - 0.5] * 2)
     picture = keep(frame, f'{reading.study.index}{view}')
-    film, read = _film(reading.study, view, frame, picture, keep)
+    film, read, warnings = _film(reading.study, view, frame, picture, keep)
+    shown['warnings'] += warnings
     layers = [_layer(reading, view, location) for location in locations if view in reading.views_of(location)]
     return shown | {'picture': picture, 'film': film, 'read': read, 'pixels': [width, height],
                     'layers': layers, 'left': left, 'top': top,

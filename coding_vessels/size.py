@@ -118,7 +118,7 @@ def _reached(dark: np.ndarray, reach: float) -> np.ndarray:
     if not radius: return np.zeros(dark.shape, bool)
     parts = cv2.connectedComponents(np.uint8(room >= 0.8 * radius))[1]
     reached = _depth(parts != parts[centre]) < 0.8 * radius
-    if axes_of(reached)[0] <= 3 * radius: return reached
+    if axes_of(reached)[0] <= 4 * radius: return reached
     rows, columns = np.indices(dark.shape)
     return np.hypot(rows - centre[0], columns - centre[1]) < radius
 
