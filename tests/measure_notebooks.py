@@ -34,7 +34,7 @@ def measure(notebooks):
         "lines, most": max(lines),
         "characters, median": median(map(len, exported)),
         "lines over 110": sum(len(line) > 110 for line in every.splitlines()),
-        "figures": sum("image/png" in output.get("data", {}) for output in outputs),
+        "figures": sum(bool({"image/png", "image/jpeg"} & set(output.get("data", {}))) for output in outputs),
         "with output, %": round(100 * sum(bool(cell["outputs"]) for cell in code) / len(code)),
         "failure tests": len(re.findall(r"test_fail\(|pytest\.raises", every)),
         "links": len(re.findall(r"\]\([^)]+\)", text)),
