@@ -336,11 +336,19 @@ def _shard(args, studies: list) -> tuple[list, bool]:
 MOST_IN_ONE_FILE = 100          # patients; a browser takes a second to open their page
 
 
+def _runs(studies: list) -> str:
+    "Return a digest of the runs that a page shows: their files, sizes and times."
+    from coding_vessels.studies import film_of
+    files = [film_of(frame) for study in studies for frame in study.frames]
+    told = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in filter(None, files)]
+    return _content(repr(told).encode())
+
+
 def _frames_folder(args, studies: list) -> Path | None:
     "Return where the frames of a page lie beside it; None if they lie in it, or there is no page."
     if not args.report or args.single_file: return None
-    filmed = any(frame.parent.with_name('films').is_dir()
-                 for study in studies[:1] for frame in study.frames if frame)
+    folders = {frame.parent.with_name('films') for study in studies[:1] for frame in study.frames if frame}
+    filmed = any(next(folder.glob('*.tif'), None) for folder in folders)
     if len(studies) <= MOST_IN_ONE_FILE and not filmed: return None
     return Path(args.report).with_name(f'{Path(args.report).stem}_files')
 
@@ -352,12 +360,14 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
     engine = _engine(args.model, args.engine)
     threshold = engine.thresholds if args.threshold is None else args.threshold
     studies, problems = read_cohort(args.csv, args.images, labelled=False, partial=not args.require_all)
-    lost = _lost(problems, studies)
+    of_scales = problems.file == str(Path(args.csv).with_name('scales.csv'))
+    lost = _lost(problems[~of_scales], studies)
     if args.shard:
         studies, first = _shard(args, studies)
         lost = lost if first else lost[:0]                              # the first shard lists them
     left_out = _content(lost.to_csv().encode(errors='surrogateescape'))
     facts = _facts(args, engine) | {'frames': prediction.fingerprint(studies), 'left out': left_out}
+    if args.report: facts['runs'] = _runs(studies)
     if args.resume and _finished(record, facts):
         return 3 if files['errors'].exists() else 0, [(f'{args.out}: this prediction was finished before.',
                                                        sys.stdout)]
@@ -387,9 +397,17 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
         ours = beside.places()
         _write_record(beside(), record, facts, ours)
         for file in before - {path.resolve() for path in ours}: beside.remove(file)     # of an earlier run
-        return _told(args, files, rows, lost, frames)
+        status, told = _told(args, files, rows, lost, frames)
+        return status, [*told, *_unused(problems[of_scales])]
 
 # %% ../nbs/11_cli.ipynb #5a17c3e8
+def _unused(scales) -> list:
+    "Return the lines that say which scales were not used."
+    rows = [f'{row.file}, line {row.line}: {row.problem}; {row.mend}.' for row in scales.itertuples()]
+    more = [f'... and {len(rows) - 5} more rows; `coding_vessels check` lists them.'] * (len(rows) > 5)
+    return [(line, sys.stderr) for line in [*rows[:5], *more]]
+
+
 def _told(args, files, rows, lost, frames: Path | None) -> tuple[int, list]:
     "Return the exit status of a prediction and the lines that say what it wrote."
     read, left = (sum('error' not in row for row in rows),
@@ -646,15 +664,16 @@ def fuse(args: argparse.Namespace) -> int:
     if made.exists(): raise FileExistsError(f'{made} exists; choose another name.')
     settle(folder / 'prediction.json')
     if teach:
-        seen = fusion.teach_on(folder, args.patients, args.truth, made)
-        print(f'taught on {seen} patients: {made}; measure it on others')
+        seen, known = fusion.teach_on(folder, args.patients, args.truth, made)
+        print(f'taught on {seen} patients, {known} of them with a history: {made}; measure it on others')
         return 0
-    tables = fusion.fuse_folder(folder, args.patients, fusion.load_fusion(args.fusion))
+    tables, known = fusion.fuse_folder(folder, args.patients, fusion.load_fusion(args.fusion))
     with whole(made) as beside:
         beside().mkdir()
+        (beside() / 'fusion.txt').write_text(f'{folder}, {args.patients}, {args.fusion}\n', encoding='utf-8')
         for name, table in tables.items(): append_csv(beside() / f'{name}.csv', table)
-    print(f'{len(tables["output"])} patients, Aneurysm by reading and history: {made}/output.csv\n'
-          f'{NOT_A_MEDICAL_DEVICE}')
+    print(f'{len(tables["output"])} patients, {known} of them with a history; Aneurysm by both: '
+          f'{made}/output.csv\n{NOT_A_MEDICAL_DEVICE}')
     return 0
 
 # %% ../nbs/11_cli.ipynb #11ed0001

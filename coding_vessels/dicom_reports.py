@@ -21,7 +21,7 @@ from pydicom.uid import UID
 from . import __version__
 from .anatomy import LOCATION_NAMES, LOCATIONS, VIEWS
 from .archives import shard
-from .dicom import SCALE_SOURCES, best_frame, files_below, read_dicom, scale_of, tag_of
+from .dicom import SCALE_SOURCES, best_frame, files_below, read_dicom, tag_of
 from .files import whole
 from .prediction import fingerprint
 from .studies import Study, canonical_index, read_cohort, read_frame, read_table
@@ -54,7 +54,8 @@ def region_of(row: pd.Series, dataset: Dataset) -> hd.sr.ImageRegion:
     ----------
     row : Series
         x, y, length and width, float, in pixels of the imported frame, the latter NaN where they can't be
-        told; frame, its number in the run as text, empty if all frames went into it; mirrored, '0' or '1'.
+        told; length_mm and width_mm, float, NaN without a scale, and scale, what they come from; frame, its
+        number in the run as text, empty if all frames went into it; mirrored, '0' or '1'.
     dataset : pydicom.Dataset
         The run.
     """
@@ -74,12 +75,13 @@ _SCALES = {source: Code(f'SCALE{number}', _OURS, source) for number, source in e
 _AXES = {'length': codes.SCT.LongAxis, 'width': codes.SCT.ShortAxis}
 
 
-def _size_of(row: pd.Series, dataset: Dataset) -> list[hd.sr.Measurement]:
-    "Return the axes of a finding, if they are known; in millimetres, and by which scale, if the run has one."
+def _size_of(row: pd.Series) -> list[hd.sr.Measurement]:
+    "Return the axes of a finding, if they are known; in millimetres, and by which scale, if there is one."
     if math.isnan(row['length']): return []
-    scale, why = scale_of(dataset)
-    if math.isnan(scale): return [hd.sr.Measurement(code, row[name], _PIXELS) for name, code in _AXES.items()]
-    return [hd.sr.Measurement(code, round(row[name] * scale, 1), codes.UCUM.Millimeter, method=_SCALES[why])
+    if math.isnan(row['length_mm']):
+        return [hd.sr.Measurement(code, row[name], _PIXELS) for name, code in _AXES.items()]
+    scale = _SCALES.get(row['scale']) or Code('SCALE0', _OURS, row['scale'][:64])
+    return [hd.sr.Measurement(code, row[f'{name}_mm'], codes.UCUM.Millimeter, method=scale)
             for name, code in _AXES.items()]
 
 # %% ../nbs/09c_dicom_reports.ipynb #09c00017
@@ -101,7 +103,7 @@ def finding_of(row: pd.Series, dataset: Dataset, weights: str = ''
     return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         hd.sr.TrackingIdentifier(hd.UID(), f'{row["location"]} in {row["view"]}'),
         region_of(row, dataset), finding_type=codes.SCT.Aneurysm, algorithm_id=program,
-        finding_sites=[site_of(row['location'])], measurements=[probability, *_size_of(row, dataset)])
+        finding_sites=[site_of(row['location'])], measurements=[probability, *_size_of(row)])
 
 # %% ../nbs/09c_dicom_reports.ipynb #09c00020
 _IDENTITY = ('PatientID', 'PatientName', 'PatientBirthDate', 'PatientSex', 'AccessionNumber', 'StudyID',
@@ -166,12 +168,13 @@ def _places_of(folder: Path) -> pd.DataFrame:
     "Return the positions of a prediction, with numbers as numbers."
     file = folder / 'positions.csv'
     if not file.is_file(): raise FileNotFoundError(f'{file} is not there; predict again.')
-    places, numbers = read_table(file), ['probability', 'x', 'y', 'length', 'width']
-    lacking = [name for name in ('location', 'view', *numbers) if name not in places]
+    sizes = ['length', 'width', 'length_mm', 'width_mm']
+    places, numbers = read_table(file), ['probability', 'x', 'y', *sizes]
+    lacking = [name for name in ('location', 'view', 'scale', *numbers) if name not in places]
     if lacking: raise ValueError(f'{file} lacks the columns {", ".join(lacking)}; predict again.')
     places[numbers] = places[numbers].apply(pd.to_numeric, errors='coerce')
     good = (places[numbers[:3]].notna().all(axis=1) & places['location'].isin(LOCATIONS)
-            & ~(places[['length', 'width']] <= 0).any(axis=1))
+            & ~(places[sizes] <= 0).any(axis=1))
     if not good.all():
         raise ValueError(f'{file}, line {good.idxmin()}: that is no position; predict again.')
     return places

@@ -5,6 +5,7 @@
 # %% ../nbs/09d_fusion.ipynb #09d00004
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,8 +46,13 @@ def encode(patients: Sequence[Patient]) -> np.ndarray:
     return np.hstack([np.where(known, numbers, 0), known]).astype(np.float32)
 
 # %% ../nbs/09d_fusion.ipynb #09d00010
-def fusion_head() -> keras.Model:
+def fusion_head(name: str = 'fusion') -> keras.Model:
     """Return an untaught network that puts reading and history together.
+
+    Parameters
+    ----------
+    name : str
+        Begins with `fusion`; a digest of the weights that made the readings may follow.
 
     Returns
     -------
@@ -59,7 +65,7 @@ def fusion_head() -> keras.Model:
     score = layers.Add()([layers.Dense(1, kernel_initializer='ones', name='trust')(reading),
                           layers.Dense(1, use_bias=False, kernel_initializer='zeros', name='share')(hidden)])
     probability = layers.Activation('sigmoid', name='Aneurysm')(score)
-    return keras.Model({'reading': reading, 'factors': factors}, probability, name='fusion')
+    return keras.Model({'reading': reading, 'factors': factors}, probability, name=name)
 
 
 def _inputs(probabilities, factors: np.ndarray) -> dict[str, np.ndarray]:
@@ -83,7 +89,7 @@ def _lessons(inputs: dict, labels: np.ndarray, passes: int):
 
 
 def teach_fusion(probabilities: np.ndarray, patients: Sequence[Patient], labels: np.ndarray,
-                 passes: int = 600) -> keras.Model:
+                 passes: int = 600, name: str = 'fusion') -> keras.Model:
     """Return a network that has learned what histories add to readings.
 
     Parameters
@@ -94,6 +100,8 @@ def teach_fusion(probabilities: np.ndarray, patients: Sequence[Patient], labels:
     labels : ndarray, shape (n,)
         1 with an aneurysm, 0 without.
     passes : int
+    name : str
+        As in `fusion_head`.
 
     Raises
     ------
@@ -105,7 +113,7 @@ def teach_fusion(probabilities: np.ndarray, patients: Sequence[Patient], labels:
         raise ValueError(f'{int(labels.sum())} of {len(labels)} patients have an aneurysm; '
                          'give at least 20 with one and 20 without.')
     keras.utils.set_random_seed(0)
-    model = fusion_head()
+    model = fusion_head(name)
     pace = keras.optimizers.schedules.CosineDecay(0.02, passes)
     model.compile(keras.optimizers.Adam(pace), 'binary_crossentropy')
     model.fit(_lessons(_inputs(probabilities, encode(patients)), labels, passes), steps_per_epoch=passes,
@@ -113,15 +121,32 @@ def teach_fusion(probabilities: np.ndarray, patients: Sequence[Patient], labels:
     return model
 
 # %% ../nbs/09d_fusion.ipynb #09d00023
-def _matched(folder, patients) -> tuple[dict[str, str], pd.DataFrame, pd.DataFrame, list[Patient]]:
-    "Return indices as written, flags, probabilities and histories of a folder that `predict` wrote."
+def _matched(folder, patients) -> tuple[dict[str, str], pd.DataFrame, pd.DataFrame, list[Patient], int]:
+    """Return indices as written, flags, probabilities and histories of a folder that `predict` wrote, and of
+    how many patients something is known.
+    """
+    if (Path(folder) / 'fusion.txt').exists():
+        raise ValueError(f'{folder} was fused before; give the folder of the prediction itself.')
     names, flags, probabilities, _ = _read_folder(folder)
     histories = read_patients(patients, probabilities.index)
-    return names, flags, probabilities, [histories.get(index, Patient()) for index in probabilities.index]
+    told = [histories.get(index, Patient()) for index in probabilities.index]
+    known = int(encode(told)[:, len(FACTORS):].any(axis=1).sum())
+    if not known:
+        raise ValueError(f'{patients} tells nothing of these patients; give some of {", ".join(FACTORS)}.')
+    return names, flags, probabilities, told, known
 
 
-def teach_on(folder: str | Path, patients: str | Path, truth: str | Path, save: str | Path) -> int:
-    """Teach a fusion on a finished prediction, write it, and return how many patients it saw.
+def _readings_of(folder) -> str:
+    "Return the name of a fusion of a prediction's readings: with the digest of the weights, if that is told."
+    try: weights = json.loads((Path(folder) / 'prediction.json').read_text(encoding='utf-8'))['weights']
+    except (OSError, ValueError, KeyError, TypeError): return 'fusion'
+    return f'fusion_{str(weights)[:16]}'
+
+
+def teach_on(folder: str | Path, patients: str | Path, truth: str | Path,
+             save: str | Path) -> tuple[int, int]:
+    """Teach a fusion on a finished prediction, write it, and return how many patients it saw, and how many of
+    them have a history.
 
     Parameters
     ----------
@@ -140,13 +165,14 @@ def teach_on(folder: str | Path, patients: str | Path, truth: str | Path, save: 
         If something is missing or wrong, or the patients are too few.
     """
     if not str(save).endswith('.keras'): raise ValueError(f'{save} must end in .keras; name it so.')
-    _, _, probabilities, histories = _matched(folder, patients)
-    known = read_labels(truth, truth=True)
-    missing = probabilities.index.difference(known.index)
+    _, _, probabilities, histories, known = _matched(folder, patients)
+    true = read_labels(truth, truth=True)
+    missing = probabilities.index.difference(true.index)
     if len(missing): raise ValueError(f'{truth} lacks patient {missing[0]}; add what is true of them.')
-    model = teach_fusion(probabilities.Aneurysm, histories, known.Aneurysm[probabilities.index])
+    true = true.Aneurysm[probabilities.index]
+    model = teach_fusion(probabilities.Aneurysm, histories, true, name=_readings_of(folder))
     with whole(save) as beside: model.save(beside())
-    return len(histories)
+    return len(histories), known
 
 # %% ../nbs/09d_fusion.ipynb #09d00024
 def load_fusion(path: str | Path) -> keras.Model:
@@ -154,11 +180,12 @@ def load_fusion(path: str | Path) -> keras.Model:
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} does not exist; `fuse --save` writes one.')
     try: model = keras.models.load_model(path)
     except Exception: model = None
-    if getattr(model, 'name', '') == 'fusion': return model
+    if getattr(model, 'name', '').startswith('fusion'): return model
     raise ValueError(f'{path} holds no fusion; give the file that `fuse --save` wrote.')
 
 
-def fuse_folder(folder: str | Path, patients: str | Path, model: keras.Model) -> dict[str, pd.DataFrame]:
+def fuse_folder(folder: str | Path, patients: str | Path, model: keras.Model
+                ) -> tuple[dict[str, pd.DataFrame], int]:
     """Return the tables of a finished prediction with `Aneurysm` from readings and histories.
 
     Parameters
@@ -170,11 +197,20 @@ def fuse_folder(folder: str | Path, patients: str | Path, model: keras.Model) ->
 
     Returns
     -------
-    dict of str to DataFrame
-        output and probabilities, with the rows and columns of these files.
+    dict of str to DataFrame, int
+        output and probabilities, with the rows and columns of these files; how many patients have a history.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If something is missing or wrong, or the fusion was taught on another network's readings.
     """
-    names, flags, probabilities, histories = _matched(folder, patients)
+    names, flags, probabilities, histories, known = _matched(folder, patients)
+    own = _readings_of(folder)
+    if 'fusion' not in (own, model.name) and own != model.name:
+        raise ValueError(f'the fusion was taught on readings of other weights than those of {folder}; '
+                         'teach one on these.')
     both = fuse(model, probabilities.Aneurysm, histories).round(6)
     tables = {'output': flags.astype(dict.fromkeys(flags.columns[1:], int)), 'probabilities': probabilities}
     return {name: table.assign(Aneurysm=both).reset_index(names='Index').replace({'Index': names})
-            for name, table in tables.items()}
+            for name, table in tables.items()}, known

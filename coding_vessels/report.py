@@ -88,7 +88,7 @@ def _places(reading, known) -> list[dict]:
         places.append(place | {'true': known is not None and bool(known[name])})
     return places
 
-# %% ../nbs/10_report.ipynb #e474d637
+# %% ../nbs/10_report.ipynb #10la0001
 def _layer(reading, view: str, location: str) -> dict:
     "Return what the page shows of a location in a view: its map, place, outline and size."
     height, width = reading.frames[VIEWS.index(view)].shape
@@ -102,19 +102,23 @@ def _layer(reading, view: str, location: str) -> dict:
 
 
 def _film(study, view: str, frame: np.ndarray, picture: str, keep: Callable) -> tuple[list, int | None, list]:
-    """Return the addresses of a run's frames, which of them, from 0, is the one that was read, if any, and
-    what is wrong with the run.
+    """Return the addresses of a run's frames, which of them, from 0, is the one that was read, and what is
+    wrong with the run. A frame that is none of them, for example the darkest of all, stands before them.
     """
     path = film_of(study.frames[VIEWS.index(view)])
     if path is None: return [], None, []
     try: frames = read_film(path)
     except FrameError as error: return [], None, [str(error)]
+    if frames.shape[1:] != frame.shape:
+        return [], None, [f'{path} has {frames.shape[2]} x {frames.shape[1]} pixels, the frame '
+                          f'{frame.shape[1]} x {frame.shape[0]}; it is not shown.']
     read = next((number for number, one in enumerate(frames) if np.array_equal(one, frame)), None)
+    if read is None: frames, read = np.concatenate([frame[None], frames]), 0
     name = f'{study.index}{view}'
     return [picture if number == read else keep(one, f'{name}-{number + 1:03d}')
             for number, one in enumerate(frames)], read, []
 
-
+# %% ../nbs/10_report.ipynb #e474d637
 def _frame(reading, view: str, locations: list[str], keep: Callable) -> dict:
     "Return what the page shows of one view; places are in percent of its frame's width and height."
     side, artery, plane = parse_view(view)
@@ -165,10 +169,11 @@ def page_of(reading: Reading, truth: pd.DataFrame | None = None, patient: Patien
     unseen = [view for view, seen in zip(VIEWS, reading.present) if not seen]
     flagged = {place['name']: place['probability'] for place in places if place['flagged']}
     scores = urgency_of(flagged, patient) if patient else []
+    notes = [text for view, text in reading.warnings if not view]
     return {'index': reading.study.index, 'risk': float(reading.probabilities[0]), 'locations': places,
             'frames': views, 'shown': shown, 'thumbnail': thumbnail(face, 84), 'unseen': unseen,
             'urgency': scores[0]['urgency'] if scores else None, 'scores': scores,
-            'warnings': len(reading.warnings), 'notes': [text for view, text in reading.warnings if not view]}
+            'warnings': sum(len(view['warnings']) for view in views) + len(notes), 'notes': notes}
 
 # %% ../nbs/10_report.ipynb #5c0e7a1d
 def chance(p: float) -> str:

@@ -227,6 +227,8 @@ def film_of(frame: Path | None) -> Path | None:
 def read_film(path: str | Path) -> np.ndarray:
     """Return the frames of a run, (frames, height, width), uint8, from a TIFF file of several pages.
 
+    They may have 8 or 16 bits, and colours.
+
     Raises
     ------
     FrameError
@@ -236,7 +238,10 @@ def read_film(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path, formats=('TIFF',)) as film:
             if film.n_frames * film.width * film.height <= 8 * PIXELS:
-                return np.stack([np.asarray(page.convert('L')) for page in ImageSequence.Iterator(film)])
+                deep = film.mode.startswith('I')                                        # 16 bits
+                pages = (page if deep else page.convert('L') for page in ImageSequence.Iterator(film))
+                frames = np.stack([np.asarray(page) for page in pages])
+                return _shallow(frames) if deep else frames
     except Exception:
         raise FrameError(f'{path} is not a readable TIFF file; write it again, or remove it.') from None
     raise FrameError(f'{path} claims more than {8 * PIXELS // 1_000_000} million pixels; remove it.')
@@ -456,6 +461,8 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
     found = _frame_names(folder)
     scales = _read_scales(Path(csv).with_name('scales.csv'), problems)
     studies, listed = _read_rows(table, csv, folder, found, labelled, partial, problems, scales)
+    problems += [(index, str(Path(csv).with_name('scales.csv')), '', 'scales without a row in the CSV',
+                  'add a row, or remove them') for index in scales.keys() - listed.keys() - found.keys()]
     problems += [(index, str(folder / found[index][0]), '', 'images without a row in the CSV',
                   'add a row or remove the images') for index in sorted(found.keys() - listed.keys())]
     if decode: studies = _decodable(studies, table, problems)

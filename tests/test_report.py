@@ -130,6 +130,7 @@ def test_axe_finds_nothing(page, scheme):
     page.emulate_media(color_scheme=scheme)
     found = Axe().run(page).response["violations"]
     dialog = viewer(page)
+    page.keyboard.press("l")
     found += Axe().run(page).response["violations"]
     page.keyboard.press("Escape")
     dialog.wait_for(state="hidden")
@@ -185,29 +186,43 @@ def test_reader_measures_and_sets_the_scale(page, folder):
     page.mouse.move(box["x"] + 260, box["y"] + 280)
     page.mouse.up()
     length = 100 / pane.locator(".stage").bounding_box()["width"] * 400
-    assert float(measured().split()[0]) == pytest.approx(length, abs=0.1)
-    page.locator("#known").fill("12")
+    assert measured().startswith(f"{view}: ") and float(measured().split()[1]) == pytest.approx(length, abs=0.1)
+    page.locator("#known").fill("5000")
+    page.keyboard.press("Enter")
+    assert "0.01 to 2 mm" in page.locator("#refused").inner_text() and "your scale" not in measured()
+    page.locator("#known").fill("12,0")
+    page.locator(".pane").nth(1 - "AB".index(view[-1])).focus()  # the line that is read out counts, not where one is
     page.locator("#calibrate").click()
-    assert measured().endswith("pixels, 12.0 mm (your scale)")
+    assert measured().endswith("pixels, 12.0 mm (your scale)") and not page.locator("#refused").inner_text()
+    page.keyboard.press("ArrowRight")
     pane.focus()
     for key in ("ArrowRight", "ArrowDown", "Shift+ArrowLeft"):
         page.keyboard.press(key)
-    assert float(measured().split()[0]) > length and page.locator("#viewer-title").inner_text() == f"{index} {view[:2]}"
+    assert float(measured().split()[1]) > length and page.locator("#viewer-title").inner_text() == f"{index} {view[:2]}"
     page.reload()
     own = figure.locator(".own").first
     sizes = [float(own.get_attribute(f"data-{name}")) * 12 / length for name in ("length", "width")]
     assert own.inner_text().strip().startswith(f"; {sizes[0]:.1f} x {sizes[1]:.1f} mm")
     with page.expect_download() as download:
         page.locator("#scales").click()
-    table = pd.read_csv(download.value.path(), dtype={"Index": str})
-    assert table.loc[0, ["Index", "view", "source"]].tolist() == [index, view, "a line of 12 mm on the frame"]
-    assert table.mm[0] == pytest.approx(12 / length, rel=1e-3)
+    first = pd.read_csv(folder / "cohort/scales.csv", dtype={"Index": str}).set_index(["Index", "view"])
+    table = pd.read_csv(download.value.path(), dtype={"Index": str}).set_index(["Index", "view"])
+    assert table.loc[(index, view), "source"] == "a line of 12 mm on the frame"
+    assert table.loc[(index, view), "mm"] == pytest.approx(12 / length, rel=1e-3)
+    others = table.drop((index, view))
+    assert len(others) > 60 and (others.mm == first.mm[others.index]).all() and (others.source == "the simulated machine").all()
+    shutil.copy(folder / "cohort/scales.csv", folder / "kept.csv")
     shutil.copy(download.value.path(), folder / "cohort/scales.csv")
     studies, _ = read_cohort(folder / "cohort/test.csv", folder / "cohort", labelled=False, partial=True)
-    (folder / "cohort/scales.csv").unlink()
-    assert [study.scales for study in studies if study.index == index] == [{view: (table.mm[0], table.source[0])}]
+    shutil.move(folder / "kept.csv", folder / "cohort/scales.csv")
+    own = next(study.scales[view] for study in studies if study.index == index)
+    assert own == (table.loc[(index, view), "mm"], "a line of 12 mm on the frame")
+    own = figure.locator(".own").first
     figure.locator("button.frame").click()
     page.keyboard.press("l")
+    pane.focus()
+    page.keyboard.press("ArrowRight")
+    page.locator("#known").fill("")
     page.locator("#calibrate").click()  # without a number: the scale is taken back
     assert not own.inner_text() and page.locator("#scales").is_hidden()
 
@@ -247,6 +262,7 @@ def test_runs_are_scrolled(page, folder, tmp_path):
         assert read == other.locator("#patient-1 .frame img").first.get_attribute("src")
         other.keyboard.press("." if key.frame["LI-A"] != "6" else ",")
         assert shown() != read and "read" not in other.locator(".roll output").first.inner_text()
+        assert other.locator(".pane").first.locator(".peak:visible").count() == 0  # marks belong to the frame that was read
         other.locator(".film").first.fill(key.frame["LI-A"])
         assert shown() == read
         wait_for(other, "document.querySelector('.pane img').naturalWidth > 0")
@@ -254,6 +270,11 @@ def test_runs_are_scrolled(page, folder, tmp_path):
             assert main([*words.replace("page.html", "single.html").split(), "--single-file", "--overwrite"]) == 0
     other.close()
     assert not (tmp_path / "page_files").exists()  # of the page that was replaced
+    (tmp_path / "cohort/films/0001LI-A.tif").unlink()  # other runs: not the prediction that was finished
+    assert main([*words.replace("page.html", "single.html").split(), "--single-file", "--resume"]) == 1
+    (tmp_path / "cohort/films/0001LI-B.tif").write_bytes(b"broken")
+    assert main([*words.split(), "--overwrite"]) == 0
+    assert "is not a readable TIFF file" in (tmp_path / "page.html").read_text() and len(list((tmp_path / "page_files").iterdir())) == 6 * 6 + 2
 
 
 def test_list_sorts_filters_and_searches(page):

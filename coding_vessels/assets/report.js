@@ -28,6 +28,7 @@ function speak(chosen) {
   translate();
   filter();
   nameNeighbours();
+  if (opened) recall(opened);
 }
 
 // The list of patients: sorted, filtered, walked through.
@@ -144,7 +145,7 @@ function paint(where, chosen, marks) {
 // The viewer: frontal and lateral of one injection.
 const viewer = one('viewer'), FULL = {window: 256, level: 128};
 const views = all('.pane').map(pane => ({pane, x: 0, y: 0, zoom: 1}));
-let injection = '', active = views[0], pull = null;
+let injection = '', active = views[0], pull = null, ruled = null;          // the pane whose line is read out
 
 function view(wanted, plane = 'A') {
   injection = wanted;
@@ -173,8 +174,10 @@ function fill(which, number) {
   ruler.setAttribute('viewBox', `0 0 ${width} ${height}`);
   ruler.setAttribute('preserveAspectRatio', 'none');
   stage.append(ruler);
+  if (ruled === which) ruled = null;
   Object.assign(which, {figure, ruler, pixels: [width, height], line: null, film: (figure.dataset.film || '').split(' '), read: +figure.dataset.read});
   thread(which);
+  tell();
   fit(which);
 }
 
@@ -191,6 +194,7 @@ function roll(which, number) {
   if (count < 2) return;
   pane.querySelector('.film').value = chosen;
   pane.querySelector('.stage img').src = film[chosen - 1];
+  pane.classList.toggle('elsewhere', chosen - 1 !== read);
   const told = t('{n} of {m}', {n: chosen, m: count}) + (chosen - 1 === read ? `, ${t('the one that was read')}` : '');
   pane.querySelector('.roll output').textContent = told;
   pane.querySelector('.film').setAttribute('aria-valuetext', told);
@@ -244,18 +248,22 @@ function place({pane, x, y, zoom, width, height, pixels}, event) {
 }
 
 function draw(which, line) {
+  if (!which.pixels[0]) return;                         // not filmed
   which.line = line;
+  ruled = which;
   const [x1, y1, x2, y2] = line, mark = document.createElementNS('http://www.w3.org/2000/svg', 'line');
   for (const [name, value] of Object.entries({x1, y1, x2, y2})) mark.setAttribute(name, value);
   which.ruler.replaceChildren(mark);
-  tell(which);
+  tell();
 }
 
-function tell({line, figure}) {
-  if (!line) { one('measured').textContent = ''; return; }
-  const own = readings[opened.dataset.index]?.scales?.[figure.dataset.view], mm = scaleOf(figure);
+function tell(refused = '') {
+  one('refused').textContent = refused && t(refused);
+  one('calibrate').disabled = !ruled;
+  if (!ruled) { one('measured').textContent = ''; return; }
+  const {line, figure} = ruled, own = readings[opened.dataset.index]?.scales?.[figure.dataset.view], mm = scaleOf(figure);
   const source = own ? t('your scale') : t(figure.dataset.scale || '');
-  one('measured').textContent = `${lengthOf(line).toFixed(1)} ${t('pixels')}` + (mm ? `, ${(mm * lengthOf(line)).toFixed(1)} mm (${source})` : '');
+  one('measured').textContent = `${figure.dataset.view}: ${lengthOf(line).toFixed(1)} ${t('pixels')}` + (mm ? `, ${(mm * lengthOf(line)).toFixed(1)} mm (${source})` : '');
 }
 
 function nudge(right, down, event) {                    // by keyboard: the line's end, or with Shift its beginning
@@ -269,18 +277,20 @@ function nudge(right, down, event) {                    // by keyboard: the line
 function measure() {
   const on = one('ruler').checked;
   one('measuring').hidden = !on;
-  if (!on) for (const which of views) { which.line = null; which.ruler.replaceChildren(); }
-  tell(active);
+  if (!on) for (const which of views) { which.line = ruled = null; which.ruler.replaceChildren(); }
+  tell();
   views.filter(({zoom}) => zoom === 1).forEach(fit);
 }
 
 function calibrate() {
-  const {figure, line} = active, known = one('known').valueAsNumber, own = readingOf(opened).scales ||= {};
-  if (known > 0 && line && lengthOf(line) > 4) own[figure.dataset.view] = {mm: known / lengthOf(line), known};
-  else if (isNaN(known)) delete own[figure.dataset.view];
+  const {figure, line} = ruled, text = one('known').value.trim().replace(',', '.'), known = Number(text), mm = known / lengthOf(line);
+  if (text && !(mm >= 0.01 && mm <= 2)) return tell('Write the line\'s length in millimetres; a pixel is 0.01 to 2 mm.');
+  const own = readingOf(opened).scales ||= {};
+  if (text) own[figure.dataset.view] = {mm, known};
+  else delete own[figure.dataset.view];
   save();
   recall(opened);
-  tell(active);
+  tell();
   for (const {pane, figure} of views) pane.querySelector('b').textContent = captionOf(figure);
 }
 
@@ -372,8 +382,12 @@ function csv() {
 
 function scalesAsCsv() {                                // what `predict` reads beside the cohort's table
   const lines = ['Index,view,mm,source'];
-  for (const [index, {scales}] of Object.entries(readings))
-    for (const [view, {mm, known}] of Object.entries(scales || {})) lines.push(quoted([index, view, mm.toFixed(5), `a line of ${known} mm on the frame`]));
+  for (const {content} of all('template'))
+    for (const {dataset: {view, mm, scale}, parentElement} of all('figure', content)) {
+      const {index} = parentElement.closest('section').dataset, own = readings[index]?.scales?.[view];
+      if (own) lines.push(quoted([index, view, own.mm.toFixed(5), `a line of ${own.known} mm on the frame`]));
+      else if (mm) lines.push(quoted([index, view, mm, scale]));
+    }
   return lines.join('\r\n') + '\r\n';
 }
 
@@ -433,7 +447,10 @@ function listen(kind, what) {
 
 function press(event) {
   const nudged = viewer.open && one('ruler').checked && NUDGES[event.key];
-  const act = nudged ? () => nudge(...nudged, event) : (viewer.open ? VIEWER_KEYS : KEYS)[event.key], typing = event.target.matches('input:not([type=checkbox]), select, textarea');
+  const sliding = event.target.matches('[type=range]') && /Arrow|Home|End|Page/.test(event.key);
+  const act = nudged ? () => nudge(...nudged, event) : (viewer.open ? VIEWER_KEYS : KEYS)[event.key];
+  const typing = sliding || event.target.matches('input:not([type=checkbox], [type=range]), select, textarea');
+  if (event.key === 'Enter' && event.target.id === 'known' && ruled) return calibrate();
   const listing = opened || viewer.open || event.target.closest('#list') || !event.key.startsWith('Arrow');
   if (!act || typing || !listing || event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();
@@ -443,7 +460,7 @@ function press(event) {
 listen('click', CLICKS);
 listen('change', CHANGES);
 listen('input', {'#search': filter, '#width, #level': grey, '.note': CHANGES['.note'],
-  '.film': slider => roll(views.find(({pane}) => pane.contains(slider)), slider.valueAsNumber)});
+  '.film': slider => { active = views.find(({pane}) => pane.contains(slider)); roll(active, slider.valueAsNumber); }});
 document.addEventListener('keydown', press);
 addEventListener('hashchange', route);
 document.addEventListener('error', ({target}) => { if (one('lost') && target.matches?.('.frame img')) one('lost').hidden = false; }, true);
