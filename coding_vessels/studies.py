@@ -381,7 +381,7 @@ def _scale_problem(row: pd.Series) -> tuple[str, str] | None:
     if row['view'] not in VIEWS: return f"'{row['view']}' is no view", f'use one of {", ".join(VIEWS)}'
     try: size = float(row['mm'])
     except ValueError: size = 0
-    if not 0.01 <= size <= 2: return f"mm is '{row['mm']}'", 'write millimetres a pixel, from 0.01 to 2'
+    if not 0.01 <= size <= 10: return f"mm is '{row['mm']}'", 'write millimetres a pixel, from 0.01 to 10'
     if not row['source']: return 'source is empty', 'write what the millimetres come from'
 
 # %% ../nbs/02_studies.ipynb #02sc000b

@@ -189,7 +189,7 @@ def test_reader_measures_and_sets_the_scale(page, folder):
     assert measured().startswith(f"{view}: ") and float(measured().split()[1]) == pytest.approx(length, abs=0.1)
     page.locator("#known").fill("5000")
     page.keyboard.press("Enter")
-    assert "0.01 to 2 mm" in page.locator("#refused").inner_text() and "your scale" not in measured()
+    assert "0.01 to 10 mm" in page.locator("#refused").inner_text() and "your scale" not in measured()
     page.locator("#known").fill("12,0")
     page.locator(".pane").nth(1 - "AB".index(view[-1])).focus()  # the line that is read out counts, not where one is
     page.locator("#calibrate").click()

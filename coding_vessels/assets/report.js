@@ -284,7 +284,7 @@ function measure() {
 
 function calibrate() {
   const {figure, line} = ruled, text = one('known').value.trim().replace(',', '.'), known = Number(text), mm = known / lengthOf(line);
-  if (text && !(mm >= 0.01 && mm <= 2)) return tell('Write the line\'s length in millimetres; a pixel is 0.01 to 2 mm.');
+  if (text && !(mm >= 0.01 && mm <= 10)) return tell('Write the line\'s length in millimetres; a pixel is 0.01 to 10 mm.');
   const own = readingOf(opened).scales ||= {};
   if (text) own[figure.dataset.view] = {mm, known};
   else delete own[figure.dataset.view];
