@@ -352,6 +352,11 @@ def test_page_speaks_korean(page):
     assert page.locator("html").get_attribute("lang") == "ko"
     english = page.evaluate("[...document.querySelectorAll('#patients [data-t]')].filter(part => !KO[part.dataset.t]).map(part => part.dataset.t)")
     assert english == [] and "환자" in page.locator("#patients").inner_text()
+    assert page.locator("#home").inner_text() == "환자 9명의 뇌혈관 조영"
+    said = lambda text: page.evaluate("text => t(text)", text)
+    assert said("looks like a carotid from the side, not like LI-A") == "LI-A보다 경동맥 측면 영상처럼 보임"
+    assert said("nearly empty; not read") == "거의 빈 영상; 판독하지 않음"
+    assert said("small, 200 x 100 pixels") == "작은 영상, 200 x 100 화소" and said("nothing of ours") == "nothing of ours"
 
 
 def test_phone_and_paper(page):
@@ -362,6 +367,12 @@ def test_phone_and_paper(page):
     page.emulate_media(media="print")
     assert not page.locator("#patient-1 nav").is_visible() and page.locator("header .notice").first.is_visible()
     assert page.pdf(format="A4").startswith(b"%PDF")
+    page.emulate_media(media="null")
+    page.set_viewport_size({"width": 1200, "height": 900})
+    few = page.locator("#list tr:is([data-flagged='1'], [data-flagged='2'])").first.get_attribute("data-patient")
+    page.evaluate(f"location.hash = '{few}'")
+    page.locator(f"#{few} table.risk").wait_for(state="visible")
+    assert len(re.findall(rb"/Type\s*/Page\b(?!s)", page.pdf(format="A4", prefer_css_page_size=True))) == 1  # with its clinical scores
 
 
 def test_frames_of_many_patients_lie_beside_the_page(page, folder, tmp_path, monkeypatch, capsys):

@@ -10,8 +10,21 @@ let language = read(LANGUAGE) || (navigator.language.startsWith('ko') ? 'ko' : '
 function read(key) { try { return localStorage.getItem(key); } catch { return null; } }
 function write(key, value) { try { localStorage.setItem(key, value); } catch { one('unsaved').hidden = false; } }
 
+// A sentence with places left open, {}, stands for all that differ there; what fills them is translated as well.
+const OPEN = Object.entries(KO).filter(([english]) => english.includes('{}')).map(([english, korean]) =>
+  [new RegExp('^' + english.split('{}').map(part => part.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')).join('(.+)') + '$', 's'), korean]);
+
+function korean(text) {
+  if (KO[text]) return KO[text];
+  for (const [pattern, said] of OPEN) {
+    const parts = text.match(pattern)?.slice(1).map(korean);
+    if (parts) return said.replace(/\{(\d)\}/g, (_, number) => parts[number - 1]);
+  }
+  return text;
+}
+
 function t(text, values = {}) {
-  const said = language === 'ko' && KO[text] || text;
+  const said = language === 'ko' ? korean(text) : text;
   return said.replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
