@@ -749,7 +749,7 @@ def _add_cohorts(verb) -> None:
 
 # %% ../nbs/11_cli.ipynb #30f4e434
 def _add_training(verb) -> None:
-    "Add the verbs that make networks."
+    "Add the verb that makes networks."
     verb(train, _CSV, _IMAGES,
          ('--preset', dict(choices=('vessel', 'kium', 'report', 'report-2023'), default='vessel',
                            help='vessel: ours, a laptop; kium: ours with ResNet50, ImageNet, 720 px, a GPU; '
@@ -787,6 +787,10 @@ def _add_training(verb) -> None:
          ('--tensorboard', dict(action='store_true', help='write the history for TensorBoard, too')),
          ('--start', dict(help='fine-tune a trained model: a .keras file, or `shipped` for the weights of '
                                'the package')))
+
+# %% ../nbs/11_cli.ipynb #11ae0001
+def _add_export(verb) -> None:
+    "Add the verb that makes networks ready for other engines."
     verb(export, ('--model', dict(required=True, help='best.keras of a run')),
          ('--engine', dict(choices=('openvino', 'onnx'), default='openvino')),
          ('--precision', dict(choices=('float32', 'bfloat16', 'int8'), default='float32',
@@ -866,7 +870,8 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(function=function)
         for name, details in options: command.add_argument(name, **details)
 
-    for add in (_add_simulated, _add_cohorts, _add_training, _add_reading, _add_scoring): add(verb)
+    for add in (_add_simulated, _add_cohorts, _add_training, _add_export, _add_reading, _add_scoring):
+        add(verb)
     return parser
 
 # %% ../nbs/11_cli.ipynb #c63c9a88
