@@ -25,8 +25,14 @@ SIMULATED_ONLY = ('The weights that ship with the package were trained on simula
                   'simulated patients only.')
 
 
+def _of_scales(problems):
+    "Return which problems are those of a table of scales: they keep no patient from being read."
+    return problems.file.map(lambda file: Path(file).name == 'scales.csv').astype(bool)
+
+
 def _lost(problems, studies):
     "Return Index and error of the rows of the CSV that `read_cohort` left out."
+    problems = problems[~_of_scales(problems)]
     used = [study.index for study in studies]
     twice = problems.problem.str.startswith('the patient stands in line')     # the first of both rows is used
     lost = problems[problems.line.ne('') & problems.line.ne(1) & (~problems.Index.isin(used) | twice)]
@@ -360,8 +366,7 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
     engine = _engine(args.model, args.engine)
     threshold = engine.thresholds if args.threshold is None else args.threshold
     studies, problems = read_cohort(args.csv, args.images, labelled=False, partial=not args.require_all)
-    of_scales = problems.file == str(Path(args.csv).with_name('scales.csv'))
-    lost = _lost(problems[~of_scales], studies)
+    lost = _lost(problems, studies)
     if args.shard:
         studies, first = _shard(args, studies)
         lost = lost if first else lost[:0]                              # the first shard lists them
@@ -398,12 +403,14 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
         _write_record(beside(), record, facts, ours)
         for file in before - {path.resolve() for path in ours}: beside.remove(file)     # of an earlier run
         status, told = _told(args, files, rows, lost, frames)
-        return status, [*told, *_unused(problems[of_scales])]
+        return status, [*told, *_unused(problems[_of_scales(problems)])]
 
 # %% ../nbs/11_cli.ipynb #5a17c3e8
 def _unused(scales) -> list:
     "Return the lines that say which scales were not used."
-    rows = [f'{row.file}, line {row.line}: {row.problem}; {row.mend}.' for row in scales.itertuples()]
+    told = [tuple(row) for row in scales[['Index', 'file', 'line', 'problem', 'mend']].to_numpy()]
+    rows = [f'{file}, {f"line {line}" if line else f"patient {index}"}: {problem}; {mend}.'
+            for index, file, line, problem, mend in told]
     more = [f'... and {len(rows) - 5} more rows; `coding_vessels check` lists them.'] * (len(rows) > 5)
     return [(line, sys.stderr) for line in [*rows[:5], *more]]
 

@@ -25,7 +25,7 @@ __all__ = ['FACTORS', 'encode', 'fusion_head', 'fuse', 'teach_fusion', 'teach_on
 # %% ../nbs/09d_fusion.ipynb #09d00007
 FACTORS = 'age', 'sex', 'hypertension', 'earlier_sah', 'smoking'
 
-
+# %% ../nbs/09d_fusion.ipynb #09d000071
 def encode(patients: Sequence[Patient]) -> np.ndarray:
     """Return histories as numbers.
 
@@ -67,13 +67,13 @@ def fusion_head(name: str = 'fusion') -> keras.Model:
     probability = layers.Activation('sigmoid', name='Aneurysm')(score)
     return keras.Model({'reading': reading, 'factors': factors}, probability, name=name)
 
-
+# %% ../nbs/09d_fusion.ipynb #09d000101
 def _inputs(probabilities, factors: np.ndarray) -> dict[str, np.ndarray]:
     "Return what the network takes, of probabilities, (n,), and coded histories, (n, 10)."
     odds = logit(np.clip(np.asarray(probabilities, float), 1e-4, 1 - 1e-4))
     return {'reading': odds[:, None].astype(np.float32), 'factors': factors}
 
-
+# %% ../nbs/09d_fusion.ipynb #09d000102
 def fuse(model: keras.Model, probabilities: np.ndarray, patients: Sequence[Patient]) -> np.ndarray:
     "Return the probabilities of an aneurysm, (n,), that readings, (n,), and histories together give."
     seen = model(_inputs(probabilities, encode(patients)), training=False)
@@ -87,7 +87,7 @@ def _lessons(inputs: dict, labels: np.ndarray, passes: int):
         shown = np.tile(rng.random((len(labels), known)) > 0.25, 2)
         yield inputs | {'factors': inputs['factors'] * shown}, labels[:, None]
 
-
+# %% ../nbs/09d_fusion.ipynb #09d000131
 def teach_fusion(probabilities: np.ndarray, patients: Sequence[Patient], labels: np.ndarray,
                  passes: int = 600, name: str = 'fusion') -> keras.Model:
     """Return a network that has learned what histories add to readings.
@@ -135,14 +135,14 @@ def _matched(folder, patients) -> tuple[dict[str, str], pd.DataFrame, pd.DataFra
         raise ValueError(f'{patients} tells nothing of these patients; give some of {", ".join(FACTORS)}.')
     return names, flags, probabilities, told, known
 
-
+# %% ../nbs/09d_fusion.ipynb #09d000231
 def _readings_of(folder) -> str:
     "Return the name of a fusion of a prediction's readings: with the digest of the weights, if that is told."
     try: weights = json.loads((Path(folder) / 'prediction.json').read_text(encoding='utf-8'))['weights']
     except (OSError, ValueError, KeyError, TypeError): return 'fusion'
     return f'fusion_{str(weights)[:16]}'
 
-
+# %% ../nbs/09d_fusion.ipynb #09d000232
 def teach_on(folder: str | Path, patients: str | Path, truth: str | Path,
              save: str | Path) -> tuple[int, int]:
     """Teach a fusion on a finished prediction, write it, and return how many patients it saw, and how many of
@@ -183,7 +183,7 @@ def load_fusion(path: str | Path) -> keras.Model:
     if getattr(model, 'name', '').startswith('fusion'): return model
     raise ValueError(f'{path} holds no fusion; give the file that `fuse --save` wrote.')
 
-
+# %% ../nbs/09d_fusion.ipynb #09d000241
 def fuse_folder(folder: str | Path, patients: str | Path, model: keras.Model
                 ) -> tuple[dict[str, pd.DataFrame], int]:
     """Return the tables of a finished prediction with `Aneurysm` from readings and histories.

@@ -137,11 +137,10 @@ class Reading:
         return finding_shape(look_mask(self.masks, location, view), attention_map(self.maps, location, view),
                              self.frames[VIEWS.index(view)], self.settings)
 
-    def size(self, location: str, view: str) -> tuple:
-        """Return length and width of an aneurysm in a view in pixels of its frame, both in millimetres, and
-        what these come from; None and '' where that can't be told.
+    def size(self, view: str, shape: Shape | None) -> tuple:
+        """Return length and width of a shape in a view in pixels of its frame, both in millimetres, and what
+        these come from; None and '' where that can't be told.
         """
-        shape = self.shape(location, view)
         if shape is None: return None, None, None, None, ''
         pixel, source = (self.study.scales or {}).get(view, (None, ''))
         axes = [round(axis, 1) for axis in shape[:2]]
@@ -156,7 +155,7 @@ class Reading:
             probability = round(float(self.probabilities[1 + LOCATIONS.index(location)]), 4)
             for view in self.views_of(location):
                 x, y = self.place(location, view)
-                size = self.size(location, view)
+                size = self.size(view, self.shape(location, view))
                 rows.append((location, probability, view, round(x, 1), round(y, 1), *size))
         return rows
 

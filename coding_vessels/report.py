@@ -94,11 +94,11 @@ def _layer(reading, view: str, location: str) -> dict:
     height, width = reading.frames[VIEWS.index(view)].shape
     percent = lambda x, y: (round(100 * (x + 0.5) / width, 2), round(100 * (y + 0.5) / height, 2))
     x, y = percent(*reading.place(location, view))
-    shape, size = reading.shape(location, view), reading.size(location, view)
+    shape = reading.shape(location, view)
     outline = ' '.join('%g,%g' % percent(*corner) for corner in shape.outline) if shape else ''
     picture = attention_layer(attention_map(reading.maps, location, view))
     return {'location': location, 'picture': picture, 'x': x, 'y': y, 'outline': outline,
-            **dict(zip(('length', 'width', 'length_mm', 'width_mm'), size))}
+            **dict(zip(('length', 'width', 'length_mm', 'width_mm'), reading.size(view, shape)))}
 
 
 def _film(study, view: str, frame: np.ndarray, picture: str, keep: Callable) -> tuple[list, int | None, list]:

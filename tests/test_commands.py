@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -259,6 +260,17 @@ def test_fuse_teaches_and_puts_together(command, tmp_path):
         done = command(*words, *more)
         assert done.returncode == 1 and told in done.stderr, (more, done.stderr)
     assert not (tmp_path / "new").exists() and not list(tmp_path.glob("*.partial"))
+
+
+def test_scales_that_are_not_used_are_told(command, tmp_path):
+    """A bad row of scales.csv leaves no patient out, and says so."""
+    shutil.copytree(ROOT / "data/demo", tmp_path / "demo")
+    scales = tmp_path / "demo/scales.csv"
+    scales.write_text(scales.read_text().replace("1001,LI-A,0.67165", "1001,LI-A,wide") + "7,LI-A,0.3,a ruler\n")
+    done = command("predict", "--csv", tmp_path / "demo/test.csv", "--images", tmp_path / "demo", "--out", tmp_path / "o/output.csv")
+    assert done.returncode == 0 and not (tmp_path / "o/errors.csv").exists(), done.stderr
+    assert f"{scales}, line 2: mm is 'wide'; write millimetres" in done.stderr
+    assert f"{scales}, patient 7: scales without a row in the CSV" in done.stderr
 
 
 def test_demo_cohort_in_data(command):

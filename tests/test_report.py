@@ -263,6 +263,10 @@ def test_runs_are_scrolled(page, folder, tmp_path):
         other.keyboard.press("." if key.frame["LI-A"] != "6" else ",")
         assert shown() != read and "read" not in other.locator(".roll output").first.inner_text()
         assert other.locator(".pane").first.locator(".peak:visible").count() == 0  # marks belong to the frame that was read
+        assert "elsewhere" in other.locator(".pane").first.get_attribute("class")
+        other.keyboard.press("ArrowRight")
+        assert "elsewhere" not in other.locator(".pane").first.get_attribute("class")  # another injection begins at its own
+        other.keyboard.press("ArrowLeft")
         other.locator(".film").first.fill(key.frame["LI-A"])
         assert shown() == read
         wait_for(other, "document.querySelector('.pane img').naturalWidth > 0")

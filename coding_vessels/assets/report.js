@@ -199,7 +199,8 @@ function thread(which) {
   const slider = which.pane.querySelector('.film');
   which.pane.querySelector('.roll').hidden = which.film.length < 2;
   slider.max = which.film.length;
-  if (which.film.length > 1) roll(which, isNaN(which.read) ? 1 : which.read + 1);
+  which.pane.classList.remove('elsewhere');              // of the injection before
+  roll(which, which.read + 1);
 }
 
 function roll(which, number) {
