@@ -408,7 +408,7 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
 # %% ../nbs/11_cli.ipynb #5a17c3e8
 def _unused(scales) -> list:
     "Return the lines that say which scales were not used."
-    told = [tuple(row) for row in scales[['Index', 'file', 'line', 'problem', 'mend']].to_numpy()]
+    told = scales[['Index', 'file', 'line', 'problem', 'mend']].to_numpy()
     rows = [f'{file}, {f"line {line}" if line else f"patient {index}"}: {problem}; {mend}.'
             for index, file, line, problem, mend in told]
     more = [f'... and {len(rows) - 5} more rows; `coding_vessels check` lists them.'] * (len(rows) > 5)
