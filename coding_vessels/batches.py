@@ -38,7 +38,7 @@ __all__ = ['PREPROCESSING_VERSION', 'CELL', 'MASK', 'SQUARE', 'REACH', 'load_stu
            'phantom_batches', 'square_batches']
 
 # %% ../nbs/04_batches.ipynb #1a0e4e68
-PREPROCESSING_VERSION = 2    # raise it when 03_preprocessing gives other frames: old caches are left alone
+PREPROCESSING_VERSION = 3    # raise it when 03_preprocessing gives other frames: old caches are left alone
 
 # %% ../nbs/04_batches.ipynb #1a0e4e6b
 def _cached(study: Study, settings: Preprocessing, cache: str | Path) -> Path:

@@ -50,6 +50,32 @@ def _centre_crop(frame: np.ndarray, size: int, field: float = 1.0) -> np.ndarray
     top, left = (height - side) // 2, (width - side) // 2
     return _resize(frame[top:top + side, left:left + side], size, size)
 
+# %% ../nbs/03_preprocessing.ipynb #03bo0001
+_BLACK = 16                         # grey levels below this; JPEG leaves some noise in black
+
+
+def _is_border(frame: np.ndarray) -> np.ndarray:
+    "Return where a frame is black border, bool: as far as a ball reaches that comes from outside."
+    radius = min(frame.shape) // 16
+    dark = np.pad(np.uint8(frame < _BLACK), 2 * radius, constant_values=1)
+    centres = cv2.distanceTransform(dark, cv2.DIST_L2, 3) > radius
+    balls = np.uint8(cv2.distanceTransform(np.uint8(~centres), cv2.DIST_L2, 3) <= radius)
+    parts = cv2.connectedComponents(balls, connectivity=4)[1]
+    inside = slice(2 * radius, -2 * radius)
+    border = np.uint8(parts == parts[0, 0])[inside, inside]
+    return cv2.dilate(border, np.ones((9, 9), np.uint8)) > 0                      # with its blurred edge
+
+# %% ../nbs/03_preprocessing.ipynb #03bo0002
+def _fill_border(frame: np.ndarray) -> np.ndarray:
+    "Return the frame with its black border, if it has one, filled with the median of the rest."
+    sides = np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]])
+    if min(frame.shape) < 32 or (sides < _BLACK).mean() < 0.02: return frame
+    border = _is_border(frame)
+    if border.all() or not border.any(): return frame
+    filled = frame.copy()
+    filled[border] = _median(frame[~border][:, None])
+    return filled
+
 # %% ../nbs/03_preprocessing.ipynb #6d557ea1
 def _invert(frame: np.ndarray) -> np.ndarray:
     "Return 255 minus the frame, uint8."
@@ -94,7 +120,8 @@ class Preprocessing:
         If `size`, `field`, `zoom` or what `again` makes of it is out of range.
     """
     size: int = 720             # pixels of the square
-    field: float | None = None  # share of the shorter side that a centred square covers; None: all of it
+    field: float | None = None  # share of the shorter side that a centred square covers, its border filled;
+                                # None: the whole frame as it is
     sharpness: float = 2.0
     contrast: float = 1.25      # below 1 lowers it
     zoom: float = 1.0           # above 1 everything is that much larger, and the border is lost
@@ -149,6 +176,7 @@ def preprocess_frame(frame: np.ndarray, settings: Preprocessing = Preprocessing(
     if frame.ndim != 2 or frame.dtype != np.uint8:
         raise ValueError(f'a frame of shape {frame.shape} and type {frame.dtype} came; '
                          'give one grey channel, uint8.')
+    if settings.field is not None: frame = _fill_border(frame)
     side = max(1, round(settings.span(*frame.shape[::-1])))
     top, left = (max(0, (length - side) // 2) for length in frame.shape)
     square = _fit(frame[top:top + side, left:left + side], settings.size)
@@ -190,8 +218,10 @@ def frame_warnings(frame: np.ndarray) -> list[str]:
         found.append('no subtraction angiogram? grey levels are spread out')
     elif brightest - usual > usual - darkest:
         found.append('vessels are not dark: inverted already?')
-    if max((middle == 255).mean(), (middle == 0).mean()) > 0.2:
-        found.append('saturated: a fifth of the middle is black or white')
+    white, black = (middle == 255).mean(), (middle == 0).mean()
+    if white > 0.98 or black > 0.2:
+        found.append('saturated: the middle is nearly all white, or a fifth of it is black')
+    elif white > 0.2: found.append('bright: a fifth of the middle is white, faint vessels may be lost')
     return found
 
 # %% ../nbs/03_preprocessing.ipynb #3b6ae89e

@@ -220,8 +220,9 @@ def read_frame(path: str | Path) -> np.ndarray:
 # %% ../nbs/02_studies.ipynb #02fi0001
 def film_of(frame: Path | None) -> Path | None:
     "Return the file of the run that a frame was taken from, if there is one."
-    film = frame and frame.parent.with_name('films') / f'{frame.stem}.tif'
-    return film if film and film.is_file() else None
+    if frame is None: return None
+    films = [frame.parent.with_name('films') / f'{frame.stem}{ending}' for ending in ('.tif', '.tiff')]
+    return next((film for film in films if film.is_file()), None)
 
 
 def read_film(path: str | Path) -> np.ndarray:
