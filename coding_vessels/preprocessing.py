@@ -66,10 +66,14 @@ def _is_border(frame: np.ndarray) -> np.ndarray:
     return cv2.dilate(border, np.ones((9, 9), np.uint8)) > 0                      # with its blurred edge
 
 # %% ../nbs/03_preprocessing.ipynb #03bo0002
+def _black_sides(frame: np.ndarray) -> float:
+    "Return which share of a frame's outermost pixels is black."
+    return (np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]]) < _BLACK).mean()
+
+
 def _fill_border(frame: np.ndarray) -> np.ndarray:
     "Return the frame with its black border, if it has one, filled with the median of the rest."
-    sides = np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]])
-    if min(frame.shape) < 32 or (sides < _BLACK).mean() < 0.02: return frame
+    if min(frame.shape) < 32 or _black_sides(frame) < 0.02: return frame
     border = _is_border(frame)
     if border.all() or not border.any(): return frame
     filled = frame.copy()
@@ -176,10 +180,11 @@ def preprocess_frame(frame: np.ndarray, settings: Preprocessing = Preprocessing(
     if frame.ndim != 2 or frame.dtype != np.uint8:
         raise ValueError(f'a frame of shape {frame.shape} and type {frame.dtype} came; '
                          'give one grey channel, uint8.')
-    if settings.field is not None: frame = _fill_border(frame)
     side = max(1, round(settings.span(*frame.shape[::-1])))
     top, left = (max(0, (length - side) // 2) for length in frame.shape)
-    square = _fit(frame[top:top + side, left:left + side], settings.size)
+    inside = np.s_[top:top + side, left:left + side]
+    if settings.field is not None and _black_sides(frame[inside]): frame = _fill_border(frame)
+    square = _fit(frame[inside], settings.size)
     return _raise_contrast(_sharpen(_invert(square), settings.sharpness), settings.contrast)
 
 # %% ../nbs/03_preprocessing.ipynb #5f0ed389
