@@ -353,9 +353,9 @@ def _runs(studies: list) -> str:
 def _frames_folder(args, studies: list) -> Path | None:
     "Return where the frames of a page lie beside it; None if they lie in it, or there is no page."
     if not args.report or args.single_file: return None
-    folders = {frame.parent.with_name('films') for study in studies[:1] for frame in study.frames if frame}
-    filmed = any(next(folder.glob('*.tif*'), None) for folder in folders)
-    if len(studies) <= MOST_IN_ONE_FILE and not filmed: return None
+    from coding_vessels.studies import film_of
+    filmed = (film_of(frame) for study in studies for frame in study.frames)
+    if len(studies) <= MOST_IN_ONE_FILE and not any(filmed): return None
     return Path(args.report).with_name(f'{Path(args.report).stem}_files')
 
 # %% ../nbs/11_cli.ipynb #d94c6f03
