@@ -137,8 +137,7 @@ def _check_shares(flags: tuple, locations: tuple) -> None:
 class Population:
     """Who is simulated: how often aneurysms and variants occur.
 
-    Variants are probabilities per side unless said otherwise; pairs marked with * are ranges, from which each
-    patient draws evenly.
+    Variants are probabilities per side unless said otherwise; from ranges (*) each patient draws evenly.
 
     Raises
     ------

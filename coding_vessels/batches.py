@@ -313,31 +313,46 @@ def _part_of(order: np.ndarray, batch_size: int, number: int, count: int) -> np.
     batches = (order[first:first + batch_size] for first in range(0, len(order), batch_size))
     return np.concatenate([np.array_split(batch, count)[number] for batch in batches])
 
+# %% ../nbs/04_batches.ipynb #04checkl
+def _check_labelled(studies: list[Study], even: int) -> None:
+    "Say what is wrong with studies to make batches of."
+    if len(studies) < even:
+        raise ValueError(f'{len(studies) or "no"} studies are too few to make batches of; check the cohort.')
+    if any(study.labels is None for study in studies):
+        raise ValueError('batches need labels; read the cohort with labelled=True.')
+
+# %% ../nbs/04_batches.ipynb #04lesson
+def _load_one(study: Study, settings: Preprocessing, cache, seed, augmentation: Augmentation | None,
+              maps: bool, marks: np.ndarray | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    "Return a study's frames, perhaps changed at random, and what to learn from them."
+    frames, labels = load_study(study, settings, cache), study.labels
+    if augmentation:
+        rng = np.random.default_rng(seed)
+        frames, labels, marks = augment_study(frames, labels, rng, augmentation, marks)
+    present = frames.any(axis=(1, 2))
+    frames, labels = hide_views(frames, labels, present)
+    if not maps: return frames, {'labels': labels}
+    targets = draw_maps(marks, settings.size)
+    targets[~present] = -1
+    return frames, {'labels': labels, 'maps': targets}
+
 # %% ../nbs/04_batches.ipynb #9987804b
 def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(), batch_size: int = 8,
                   shuffle: bool = False, seed: int = 0, augmentation: Augmentation | None = None,
                   cache: str | Path | None = None, maps: bool = False, even: int = 1,
                   part: tuple[int, int] = (0, 1)):
-    """Return batches of frames and what to learn from them, that are read as one goes through them.
-
-    Each pass over it is the same. A training gives each epoch a seed of its own; so an epoch does not
-    depend on those before it.
+    """Return batches of frames and what to learn from them, read as one goes through them, always the same.
 
     Parameters
     ----------
-    studies : list of Study
-        Labelled studies.
+    studies : list of Study, labelled
     settings : Preprocessing
     batch_size : int
         Studies a batch; the last batch may be smaller.
-    shuffle : bool
-        Whether the order follows from `seed`; otherwise it is that of `studies`.
-    seed : int
-        Decides the order and each study's augmentation.
-    augmentation : Augmentation, optional
-        None leaves the frames as they are.
-    cache : str or Path, optional
-        See `load_study`.
+    shuffle, seed : bool, int
+        Whether the seed decides the order, as it does each augmentation; otherwise it is that of `studies`.
+    augmentation : Augmentation, optional; None leaves the frames as they are
+    cache : str or Path, optional; see `load_study`
     maps : bool
         Whether to give the maps of `draw_maps` too.
     even : int
@@ -356,27 +371,12 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
     ValueError
         If there are fewer studies than `even`, or one has no labels.
     """
-    if len(studies) < even:
-        raise ValueError(f'{len(studies) or "no"} studies are too few to make batches of; check the cohort.')
-    if any(study.labels is None for study in studies):
-        raise ValueError('batches need labels; read the cohort with labelled=True.')
-
-    def load(i):
-        frames, labels, marks = load_study(studies[i], settings, cache), studies[i].labels, known[i]
-        if augmentation:
-            frames, labels, marks = augment_study(frames, labels, np.random.default_rng([seed, 1 + i]),
-                                                  augmentation, marks)
-        present = frames.any(axis=(1, 2))
-        frames, labels = hide_views(frames, labels, present)
-        if not maps: return frames, {'labels': labels}
-        targets = draw_maps(marks, settings.size)
-        targets[~present] = -1
-        return frames, {'labels': labels, 'maps': targets}
-
+    _check_labelled(studies, even)
     known = [load_marks(study, settings) if maps else None for study in studies]
+    load = lambda i: _load_one(studies[i], settings, cache, [seed, 1 + i], augmentation, maps, known[i])
     order = np.random.default_rng([seed, 0]).permutation(len(studies)) if shuffle else np.arange(len(studies))
-    order = order[:len(order) - len(order) % even]
-    return _Stream(load, _part_of(order, batch_size, *part), batch_size // part[1])
+    order = _part_of(order[:len(order) // even * even], batch_size, *part)
+    return _Stream(load, order, batch_size // part[1])
 
 # %% ../nbs/04_batches.ipynb #974a4d20
 @contextmanager

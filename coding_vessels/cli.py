@@ -358,21 +358,29 @@ def _frames_folder(args, studies: list) -> Path | None:
     if len(studies) <= MOST_IN_ONE_FILE and not any(filmed): return None
     return Path(args.report).with_name(f'{Path(args.report).stem}_files')
 
-# %% ../nbs/11_cli.ipynb #d94c6f03
-def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, list]:
-    "Predict, and write what was found for the group `beside`; return the exit status and what to tell."
-    from coding_vessels import prediction
-    from coding_vessels.studies import append_csv, read_cohort
-    engine = _engine(args.model, args.engine)
-    threshold = engine.thresholds if args.threshold is None else args.threshold
+# %% ../nbs/11_cli.ipynb #11given1
+def _given(args, engine) -> tuple[list, object, object, dict]:
+    "Return what is to be predicted: the studies, the table of problems, who is left out, and the facts."
+    from coding_vessels.prediction import fingerprint
+    from coding_vessels.studies import read_cohort
     studies, problems = read_cohort(args.csv, args.images, labelled=False, partial=not args.require_all)
     lost = _lost(problems, studies)
     if args.shard:
         studies, first = _shard(args, studies)
         lost = lost if first else lost[:0]                              # the first shard lists them
     left_out = _content(lost.to_csv().encode(errors='surrogateescape'))
-    facts = _facts(args, engine) | {'frames': prediction.fingerprint(studies), 'left out': left_out}
+    facts = _facts(args, engine) | {'frames': fingerprint(studies), 'left out': left_out}
     if args.report: facts['runs'] = _runs(studies)
+    return studies, problems, lost, facts
+
+# %% ../nbs/11_cli.ipynb #d94c6f03
+def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, list]:
+    "Predict, and write what was found for the group `beside`; return the exit status and what to tell."
+    from coding_vessels import prediction
+    from coding_vessels.studies import append_csv
+    engine = _engine(args.model, args.engine)
+    threshold = engine.thresholds if args.threshold is None else args.threshold
+    studies, problems, lost, facts = _given(args, engine)
     if args.resume and _finished(record, facts):
         return 3 if files['errors'].exists() else 0, [(f'{args.out}: this prediction was finished before.',
                                                        sys.stdout)]

@@ -555,11 +555,33 @@ def _check_folders(source: Path, out: Path, key: Path) -> None:
     if out.resolve() in (key.resolve(), *key.resolve().parents):
         raise ValueError(f'{key} lies inside the cohort; keep the key apart.')
 
+# %% ../nbs/02a_dicom.ipynb #02aimtab
+def _import_table(problems: list[tuple]) -> pd.DataFrame:
+    "Return what an import left out or must be looked at, a row each."
+    return pd.DataFrame(problems, columns=['Index', 'file', 'problem', 'mend'])
+
+# %% ../nbs/02a_dicom.ipynb #02aimfil
+def _import_files(source: Path, cohort: Path, key: Path, mapping, projection: str, seed: int | None,
+                  films: bool) -> list[tuple]:
+    "Write the cohort and the key; return the rows of what was left out or must be looked at."
+    problems = []
+    files = files_below(source, problems)
+    chosen = _read_mapping(mapping, files)
+    pictures, runs = cohort / 'images', cohort / 'films' if films else None
+    for folder in filter(None, (pictures, runs)): folder.mkdir(parents=True)
+    found = _collect(files, chosen, projection, pictures, runs, problems)
+    wrong = (f'mend what is listed here.\n{_import_table(problems).to_string(index=False)}' if problems
+             else 'it holds no file.')
+    if not found: raise ValueError(f'{source} has no frame that can be placed; {wrong}')
+    order = np.random.default_rng(seed).permutation(len(found))
+    studies = {f'{number:04d}': sorted(found)[i] for number, i in enumerate(order, 1)}
+    _write_imported(cohort, key, studies, found)
+    return problems + _notes(studies, found)
+
 # %% ../nbs/02a_dicom.ipynb #05825488
 def import_dicom(source: str | Path, out: str | Path, key: str | Path, mapping: str | Path | None = None,
                  projection: str = 'filling', seed: int | None = None, films: bool = False) -> pd.DataFrame:
-    """Write a cohort from a folder of DICOM files, one row a study,
-    and return what was left out or must be looked at.
+    """Write a cohort from DICOM files, one row a study, and return what was left out or must be looked at.
 
     Parameters
     ----------
@@ -568,20 +590,17 @@ def import_dicom(source: str | Path, out: str | Path, key: str | Path, mapping: 
     out : str or Path
         The cohort's folder; new.
     key : str or Path
-        A CSV outside `out` that gets Index, patient, study, date, view and file of each frame, its number in
-        the run (from 1; empty if all frames went into it), and 1 if it was mirrored: the only way back to the
-        patients. Keep it apart.
+        A CSV outside `out`, the only way back to the patients: Index, patient, study, date, view, file, the
+        frame's number in the run (from 1; empty if it was made of all), and 1 if it was mirrored.
     mapping : str or Path, optional
-        A CSV with the columns file (relative to `source`), Patient and view, and perhaps study; it goes
-        before what the files say. `propose_mapping` writes one to begin with. A view of `-` leaves a file
-        out, an empty one leaves it to the file.
+        A CSV as `propose_mapping` writes it: file (relative to `source`), Patient, view, perhaps study. It
+        goes before what the files say. A view of `-` leaves a file out, an empty one leaves it to the file.
     projection : 'filling' or 'minimum'
         See `best_frame`.
     seed : int, optional
         For the order of the new indices; by default another one each time.
     films : bool
-        Whether to keep the whole runs, too, as `films/{Index}{view}.tif`, for a page on which one can scroll
-        them.
+        Whether to keep the whole runs, too, as `films/{Index}{view}.tif`, to be scrolled on a page.
 
     Returns
     -------
@@ -591,27 +610,12 @@ def import_dicom(source: str | Path, out: str | Path, key: str | Path, mapping: 
     Raises
     ------
     FileNotFoundError, FileExistsError, ValueError
-        If there is no such folder, `out` or `key` exists, the key would lie inside the cohort,
-        or there is no frame whose patient, study and view are known.
+        If `source` is no folder or has no frame to place, or `out` or `key` exists, or the key lies in `out`.
     """
     source, out, key = Path(source), Path(out), Path(key)
     _check_folders(source, out, key)
-    problems = []
-    files = files_below(source, problems)
-    chosen = _read_mapping(mapping, files)
-    table = lambda: pd.DataFrame(problems, columns=['Index', 'file', 'problem', 'mend'])
     with whole(out) as beside:
-        # the first to take its place, so that no cohort stands without its key
-        beside(key)
-        pictures, runs = beside() / 'images', beside() / 'films' if films else None
-        for folder in filter(None, (pictures, runs)): folder.mkdir(parents=True)
-        found = _collect(files, chosen, projection, pictures, runs, problems)
-        wrong = (f'mend what is listed here.\n{table().to_string(index=False)}' if problems
-                 else 'it holds no file.')
-        if not found: raise ValueError(f'{source} has no frame that can be placed; {wrong}')
-        order = np.random.default_rng(seed).permutation(len(found))
-        studies = {f'{number:04d}': sorted(found)[i] for number, i in enumerate(order, 1)}
-        problems += _notes(studies, found)
-        _write_imported(beside(), beside(key), studies, found)
+        beside(key)         # the first to take its place, so that no cohort stands without its key
+        problems = _import_files(source, beside(), beside(key), mapping, projection, seed, films)
         if key.exists(): raise FileExistsError(f'{key} exists; choose another name.')
-    return table()
+    return _import_table(problems)

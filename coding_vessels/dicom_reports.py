@@ -251,6 +251,22 @@ def _runs_of(findings: pd.DataFrame, study: Study, files: dict) -> dict[str, Dat
             raise ValueError(f'a finding lies outside of {row["file"]}; predict again.')
     return runs
 
+# %% ../nbs/09c_dicom_reports.ipynb #09cwrite
+def _write_reports(out: Path, located: pd.DataFrame, studies: dict, files: dict, weights: str
+                   ) -> tuple[list, list]:
+    "Write a report for each study; return index, file and findings of those made, and errors of others."
+    written, errors = [], []
+    for index, findings in located.groupby('Index', sort=False):
+        file = out / f'{index}.dcm'
+        try:
+            runs = _runs_of(findings, studies[index], files)
+            report_of(findings, runs, weights).save_as(file)
+        except (ValueError, TypeError, OSError) as error:
+            file.unlink(missing_ok=True)
+            errors.append((index, str(error)))
+        else: written.append((index, file.name, len(findings)))
+    return written, errors
+
 # %% ../nbs/09c_dicom_reports.ipynb #09c00026
 def export_dicom(folder: str | Path, source: str | Path, key: str | Path, out: str | Path
                  ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -283,18 +299,9 @@ def export_dicom(folder: str | Path, source: str | Path, key: str | Path, out: s
     if not source.is_dir(): raise FileNotFoundError(f'{source} is no folder; give the one that was imported.')
     record = _read_record(folder)
     studies, located, files = _studies_of(record, folder), _located(folder, key), files_below(source, [])
-    written, errors = [], []
     with whole(out) as beside:
         beside().mkdir(mode=0o700)
-        for index, findings in located.groupby('Index', sort=False):
-            file = beside() / f'{index}.dcm'
-            try:
-                runs = _runs_of(findings, studies[index], files)
-                report_of(findings, runs, record['weights']).save_as(file)
-            except (ValueError, TypeError, OSError) as error:
-                file.unlink(missing_ok=True)
-                errors.append((index, str(error)))
-            else: written.append((index, file.name, len(findings)))
+        written, errors = _write_reports(beside(), located, studies, files, record['weights'])
         if errors and not written:
             raise ValueError(f'no report can be made; of {errors[0][0]}: {errors[0][1]}')
     return (pd.DataFrame(written, columns=['Index', 'file', 'findings']),

@@ -110,13 +110,18 @@ def _check_export(engine: str, precision: str) -> None:
     if engine == 'onnx' and precision != 'float32':
         raise ValueError(f'{precision} is for the engine openvino; ONNX Runtime computes in float32.')
 
+# %% ../nbs/08a_engines.ipynb #08atrace
+def _traced(model, size: int, engine: str):
+    "Return a model as a network of another engine."
+    import tensorflow as tf
+    frames = tf.TensorSpec((1, len(VIEWS), size, size), tf.uint8, name='frames')
+    call = tf.function(lambda frames: model(frames, training=False))
+    return _as_openvino(call, frames) if engine == 'openvino' else _as_onnx(call, frames)
+
 # %% ../nbs/08a_engines.ipynb #26cb74d3
 def export_model(path: str | Path, engine: str = 'openvino', precision: str = 'float32',
                  studies: list[Study] | None = None) -> Path:
-    """Write a trained model beside its file for another engine, and return the new file.
-
-    Its record lies beside it, in a file that ends in `.sha256`: the digests of the model file and of the
-    files of the export.
+    """Write a trained model beside its file for another engine, with digests (.sha256); return the new file.
 
     Parameters
     ----------
@@ -138,18 +143,14 @@ def export_model(path: str | Path, engine: str = 'openvino', precision: str = 'f
     from coding_vessels.model import load_model, preprocessing_of, thresholds_of
     if keras.backend.backend() != 'tensorflow':
         raise ValueError('exporting needs Keras on TensorFlow; call it again without KERAS_BACKEND.')
-    import tensorflow as tf
     _check_export(engine, precision)
     path = Path(path)
-    # taken before it is read: a file that changes meanwhile is noticed
-    source = _digest(path) if path.is_file() else ''
+    source = _digest(path) if path.is_file() else ''    # before it is read: a file that changes is noticed
     model = load_model(path)
     settings = preprocessing_of(model)
     facts = json.dumps({'source': source, 'order': ORDER, 'preprocessing': asdict(settings),
                         'thresholds': thresholds_of(model).tolist(), 'precision': precision})
-    frames, call = (tf.TensorSpec((1, len(VIEWS), settings.size, settings.size), tf.uint8, name='frames'),
-                    tf.function(lambda frames: model(frames, training=False)))
-    network = _as_openvino(call, frames) if engine == 'openvino' else _as_onnx(call, frames)
+    network = _traced(model, settings.size, engine)
     if precision == 'int8': network = _quantise(network, _examples(settings, studies))
     made = exported_file(path, engine, precision)
     with whole(made) as beside:

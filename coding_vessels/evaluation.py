@@ -26,6 +26,17 @@ __all__ = ['TRIVIAL', 'LOCATION_FIGURES', 'read_labels', 'align', 'read_predicti
            'read_findings', 'by_size', 'evaluate', 'figure_table', 'location_table', 'compare', 'read_decisions',
            'with_reader', 'read_groups', 'describe', 'draw_curves', 'write_scores']
 
+# %% ../nbs/08_evaluation.ipynb #08labtab
+def _label_table(csv: str | Path, truth: bool) -> pd.DataFrame:
+    "Return the table of labels or predictions as text, its columns, patients and true labels checked."
+    table = read_table(csv)
+    missing = [name for name in LABELS if name not in table.columns]
+    if missing: raise ValueError(f'{csv} lacks the columns {", ".join(missing)}; add them.')
+    if not len(table): raise ValueError(f'{csv} has no patients; add a row for each.')
+    for line, row in table.iterrows() if truth else []:
+        for problem, mend in parse_labels(row)[1]: raise ValueError(f'{csv}, line {line}: {problem}; {mend}.')
+    return table
+
 # %% ../nbs/08_evaluation.ipynb #1c43a85a
 def read_labels(csv: str | Path, truth: bool = False, partial: bool = False) -> pd.DataFrame:
     """Return the labels or predictions of a CSV as numbers.
@@ -52,12 +63,7 @@ def read_labels(csv: str | Path, truth: bool = False, partial: bool = False) -> 
         If there are no rows, columns are missing, a patient stands twice, or a value is no number from 0 to 1
         (0 or 1 in the truth).
     """
-    table = read_table(csv)
-    missing = [name for name in LABELS if name not in table.columns]
-    if missing: raise ValueError(f'{csv} lacks the columns {", ".join(missing)}; add them.')
-    if not len(table): raise ValueError(f'{csv} has no patients; add a row for each.')
-    for line, row in table.iterrows() if truth else []:
-        for problem, mend in parse_labels(row)[1]: raise ValueError(f'{csv}, line {line}: {problem}; {mend}.')
+    table = _label_table(csv, truth)
     numbers = table[list(LABELS)].apply(pd.to_numeric, errors='coerce')
     wrong = ~((numbers >= 0) & (numbers <= 1))
     if partial: wrong[list(LOCATIONS)] &= table[list(LOCATIONS)] != ''
@@ -88,6 +94,24 @@ def align(truth: pd.DataFrame, output: pd.DataFrame) -> pd.DataFrame:
                              f'{mend}.')
     return output.loc[truth.index]
 
+# %% ../nbs/08_evaluation.ipynb #08chkpar
+def _check_pair(flags: pd.DataFrame, table: pd.DataFrame, output, path) -> None:
+    "Say why an output and a table of probabilities are not of one prediction."
+    remedy = f'give the probabilities that belong to {output}, or remove {path}'
+    strangers = flags.index.symmetric_difference(table.index)
+    if len(strangers):
+        raise ValueError(f'{path}: patient {strangers[0]} is not in both it and {output}; {remedy}.')
+    table, places = table.loc[flags.index], list(LOCATIONS)
+    wrong = (flags.Aneurysm - table.Aneurysm).abs() > 1e-9
+    if wrong.any():
+        index = wrong.idxmax()
+        one, other = table.Aneurysm[index], flags.Aneurysm[index]
+        raise ValueError(f'{path}: Aneurysm of patient {index} is {one} but {other} in {output}; {remedy}.')
+    unknown = ((flags[places] >= 0.5) & table[places].isna()).any(axis=1)
+    if unknown.any():
+        raise ValueError(f'{path}: patient {unknown.idxmax()} has no probability at a place that {output} '
+                         'flags; its row is cut off: predict again.')
+
 # %% ../nbs/08_evaluation.ipynb #b52f83d9
 def read_prediction(output: str | Path, probabilities: str | Path | None = None) -> list[pd.DataFrame]:
     """Return the output and, if there are any, the probabilities of the same prediction.
@@ -117,22 +141,8 @@ def read_prediction(output: str | Path, probabilities: str | Path | None = None)
     path, flags = probabilities or (beside if beside.exists() else None), read_labels(output)
     if path is None: return [flags]
     table = read_labels(path, partial=True)
-    remedy = f'give the probabilities that belong to {output}, or remove {path}'
-    strangers = flags.index.symmetric_difference(table.index)
-    if len(strangers):
-        raise ValueError(f'{path}: patient {strangers[0]} is not in both it and {output}; {remedy}.')
-    table = table.loc[flags.index]
-    wrong = (flags.Aneurysm - table.Aneurysm).abs() > 1e-9
-    if wrong.any():
-        index = wrong.idxmax()
-        one, other = table.Aneurysm[index], flags.Aneurysm[index]
-        raise ValueError(f'{path}: Aneurysm of patient {index} is {one} but {other} in {output}; {remedy}.')
-    places = list(LOCATIONS)
-    unknown = ((flags[places] >= 0.5) & table[places].isna()).any(axis=1)
-    if unknown.any():
-        raise ValueError(f'{path}: patient {unknown.idxmax()} has no probability at a place that {output} '
-                         'flags; its row is cut off: predict again.')
-    return [flags, table]
+    _check_pair(flags, table, output, path)
+    return [flags, table.loc[flags.index]]
 
 # %% ../nbs/08_evaluation.ipynb #2b8a9218
 def auroc(truth: pd.DataFrame, output: pd.DataFrame) -> float:
@@ -228,16 +238,15 @@ def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFr
         One row a patient, one column for each division of the patients, such as scanner or sex.
     cohort : str or Path, optional
         Folder of a simulated cohort; its `truth/` tells the sizes of the aneurysms.
-    repetitions : int
-        Of the bootstrap.
+    repetitions : int, of the bootstrap
 
     Returns
     -------
     dict
         'patients', 'with aneurysm', 'positive locations'; 'not assessed': locations without a probability,
-        which count as 0; 'figures': score, low, high and what the trivial predictor gets; 'calibration error
-        by chance'; 'locations': positives and four figures with intervals; 'calibration'; 'sides'; and, if
-        asked for, 'sizes' and 'groups'. A figure or an end that the patients do not allow is None.
+        which count as 0; 'figures': score, low, high, and the trivial predictor's; 'calibration error by
+        chance'; 'locations': positives and four figures with intervals; 'calibration'; 'sides'; perhaps
+        'sizes' and 'groups'. A figure or an end that the patients do not allow is None.
     """
     tables = [table for table in (truth, output, probabilities) if table is not None]
     arrays = [align(truth, table).to_numpy(float) for table in tables]
@@ -378,8 +387,7 @@ _DECISIONS = {'accepted': 1, 'rejected': 0, 'added': 1}
 
 # %% ../nbs/08_evaluation.ipynb #068ae9d1
 def read_decisions(csv: str | Path, output: pd.DataFrame) -> pd.DataFrame:
-    """Return an output with a reader's decisions: what was accepted or added is flagged, what was rejected is
-    not.
+    """Return an output with a reader's decisions: accepted and added places are flagged, rejected ones not.
 
     Parameters
     ----------

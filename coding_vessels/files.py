@@ -86,21 +86,22 @@ class Group:
         "Let a file go when the others take their places."
         self._gone.append(Path(os.path.abspath(path)))
 
-    def _commit(self) -> None:
-        for made, path in self._places.items():
-            if made.is_dir() and path.is_dir() and any(path.iterdir()):
-                raise FileExistsError(f'{path} exists and is not an empty folder; '
-                                      'choose another or remove it.')
-        for path in self._places.values(): path.parent.mkdir(parents=True, exist_ok=True)
-        near = lambda path: str(path.relative_to(self.place.parent)
-                                if path.is_relative_to(self.place.parent) else path)
-        moves = {str(made.relative_to(self.folder)): near(path)
-                 for made, path in self._places.items() if made.exists()}
-        told = json.dumps({'moves': moves, 'gone': [near(path) for path in self._gone]})
-        self.folder.mkdir(exist_ok=True)
-        (self.folder / 'commit.partial').write_text(told)
-        os.replace(self.folder / 'commit.partial', self.folder / 'commit')
-        _finish(self.folder)
+# %% ../nbs/00a_files.ipynb #00acommt
+def _commit(group: Group) -> None:
+    "Note in the group's folder what moves where and what goes, and do it."
+    for made, path in group._places.items():
+        if made.is_dir() and path.is_dir() and any(path.iterdir()):
+            raise FileExistsError(f'{path} exists and is not an empty folder; choose another or remove it.')
+    for path in group._places.values(): path.parent.mkdir(parents=True, exist_ok=True)
+    base, folder = group.place.parent, group.folder
+    near = lambda path: str(path.relative_to(base) if path.is_relative_to(base) else path)
+    moves = {str(made.relative_to(folder)): near(path)
+             for made, path in group._places.items() if made.exists()}
+    told = json.dumps({'moves': moves, 'gone': [near(path) for path in group._gone]})
+    folder.mkdir(exist_ok=True)
+    (folder / 'commit.partial').write_text(told)
+    os.replace(folder / 'commit.partial', folder / 'commit')
+    _finish(folder)
 
 # %% ../nbs/00a_files.ipynb #3bd36161
 @contextmanager
@@ -168,7 +169,7 @@ def whole(place: str | Path, resume: bool = False):
         if done or not resume: shutil.rmtree(group.folder, ignore_errors=True)
         try:
             yield group
-            group._commit()
+            _commit(group)
             group.keep = False
         finally:
             if not group.keep and not commit.exists(): shutil.rmtree(group.folder, ignore_errors=True)

@@ -213,10 +213,21 @@ def _overview(size: int, backbone: str, weights: str | None) -> keras.Model:
         coarse = layers.ReLU()(layers.BatchNormalization()(layers.Add()([above, layers.Conv2D(64, 1)(skip)])))
     return keras.Model(picture, _convolution(coarse, 64, 3), name='overview')
 
-# %% ../nbs/06_model.ipynb #b946facd
+# %% ../nbs/06_model.ipynb #06rare01
 _RARE = keras.initializers.Constant(-3.4)      # a probability of 3 %
 
+# %% ../nbs/06_model.ipynb #06rpview
+def _report_view(size: int, weights: str | None, backbone: str, without: str | None) -> keras.Model:
+    "Return what the report's network makes of one view: a vector."
+    picture = keras.Input((size, size, 3 if backbone == 'resnet50' else 1))
+    features = (keras.applications.ResNet50(include_top=False, weights=weights, input_tensor=picture).output
+                if backbone == 'resnet50' else _overview(size, backbone, weights)(picture))
+    x = layers.Conv2D(256, 1, activation='relu')(features)
+    if without != 'attention': x = SpatialAttention(name='attention')(x)
+    x = layers.MaxPooling2D()(x)
+    return keras.Model(picture, layers.Flatten()(x), name='per_view')
 
+# %% ../nbs/06_model.ipynb #b946facd
 def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str | None = None,
                  faithful: bool = False, backbone: str = 'resnet50',
                  without: str | None = None) -> keras.Model:
@@ -244,14 +255,8 @@ def report_model(preprocessing: Preprocessing = Preprocessing(720), weights: str
     if size < 64: raise ValueError(f'size is {size} pixels; this network needs 64 or more.')
     if without not in (None, 'attention'):
         raise ValueError(f"'{without}' is no idea of the report's network; leave out 'attention' or nothing.")
-    picture = keras.Input((size, size, 3 if backbone == 'resnet50' else 1))
-    features = (keras.applications.ResNet50(include_top=False, weights=weights, input_tensor=picture).output
-                if backbone == 'resnet50' else _overview(size, backbone, weights)(picture))
-    x = layers.Conv2D(256, 1, activation='relu')(features)
-    if without != 'attention': x = SpatialAttention(name='attention')(x)
-    x = layers.MaxPooling2D()(x)
-    per_view = keras.Model(picture, layers.Flatten()(x), name='per_view')
     frames = keras.Input((len(VIEWS), size, size), dtype='uint8', name='frames')
+    per_view = _report_view(size, weights, backbone, without)
     x = Folded(per_view)(FrameInput(asdict(preprocessing), imagenet=backbone == 'resnet50')(frames))
     x = layers.Dense(128, activation='relu')(layers.LSTM(64)(x if faithful else ViewEmbedding()(x)))
     if faithful:
@@ -333,6 +338,20 @@ def _probabilities(scores, noisy: bool):
     own = layers.Activation('sigmoid', dtype='float32')(layers.Dense(1, name='own')(scores))
     return layers.Concatenate(name='labels', dtype='float32')([own, located])
 
+# %% ../nbs/06_model.ipynb #06vm0004
+def _outputs(grey, features, without: str | None, masks: bool, mirrored: bool) -> dict:
+    "Return what the network says of the frames' greys and features, in the order of its outputs."
+    head = keras.Sequential([keras.Input(features.shape[2:]), layers.Conv2D(64, 1, activation='relu'),
+                             layers.Conv2D(len(STRUCTURES), 1, bias_initializer=_RARE)])
+    maps = Folded(head, name='maps', dtype='float32')(features)
+    read, out = [features, maps], {'maps': maps if mirrored else OneSide()(maps)}
+    if without != 'closer look':
+        near, looks = _look_closer(grey, maps, masks, mirrored)
+        read, out = [*read, near], out | looks
+    scores = _scores(LocationReadout(name='readout')(read), without != 'sequence')
+    out['labels'] = _probabilities(scores, without != 'noisy-or')
+    return {name: out[name] for name in ('labels', 'maps', 'looks', 'masks') if name in out}
+
 # %% ../nbs/06_model.ipynb #deef4489
 def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, contrast=0.8),
                  backbone: str = 'small', weights: str | None = None, without: str | None = None,
@@ -349,17 +368,15 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, c
     without : str, optional
         One of IDEAS, left out for comparison.
     masks : bool
-        Whether the closer look says where in its square the aneurysm is, too; it learns that from squares
-        (`closer_look`).
+        Whether the closer look says where in its square the aneurysm is, too (`closer_look`).
 
     Returns
     -------
     keras.Model
-        uint8 (batch, 8, size, size) -> 'labels', float32 (batch, 22) in the order of LABELS; 'maps', the
-        scores of the attention maps before any sigmoid, float32 (batch, 8, size // 16, size // 16, 13), right
-        frontal views mirrored; 'looks', each closer look's own score before any sigmoid and the row and
-        column in cells of where it was taken, float32 (batch, 52, 3); and perhaps 'masks', scores before any
-        sigmoid of where in each look an aneurysm is, float32 (batch, 52, 16, 16).
+        uint8 (batch, 8, size, size) -> float32: 'labels' (batch, 22), in the order of LABELS; 'maps', scores
+        (batch, 8, size // 16, size // 16, 13), right frontal views mirrored; 'looks' (batch, 52, 3), each
+        closer look's score, and the row and column in cells where it was taken; and perhaps 'masks', scores
+        (batch, 52, 16, 16) of where in a look an aneurysm is. Scores are those before a sigmoid.
 
     Raises
     ------
@@ -375,17 +392,7 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, c
     if mirrored: x = OneSide()(x)
     grey = Standardised(name='standardised')(x[..., :1] if resnet else x)
     features = embed(Folded(_overview(size, backbone, weights), name='features')(x if resnet else grey))
-    head = keras.Sequential([keras.Input(features.shape[2:]), layers.Conv2D(64, 1, activation='relu'),
-                             layers.Conv2D(len(STRUCTURES), 1, bias_initializer=_RARE)])
-    maps = Folded(head, name='maps', dtype='float32')(features)
-    read, out = [features, maps], {'maps': maps if mirrored else OneSide()(maps)}
-    if without != 'closer look':
-        near, looks = _look_closer(grey, maps, masks, mirrored)
-        read, out = [*read, near], out | looks
-    scores = _scores(LocationReadout(name='readout')(read), without != 'sequence')
-    out['labels'] = _probabilities(scores, without != 'noisy-or')
-    ordered = {name: out[name] for name in ('labels', 'maps', 'looks', 'masks') if name in out}
-    return keras.Model(frames, ordered, name='vessel')
+    return keras.Model(frames, _outputs(grey, features, without, masks, mirrored), name='vessel')
 
 # %% ../nbs/06_model.ipynb #eed98c42
 def closer_look(model: keras.Model) -> keras.Model:

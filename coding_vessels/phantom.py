@@ -414,8 +414,15 @@ def _check_cohort(folders: list[Path], patients: int, seed: int, size, masks: bo
             raise FileExistsError(f'{folder} exists and is not an empty folder; choose another or remove it.')
 
 # %% ../nbs/01c_phantom.ipynb #e3b4d950
-def _fill_cohort(folders: list[Path], jobs, patients: int, workers: int, film: int) -> None:
+def _fill_cohort(folders: list[Path], patients: int, seed: int, size, population: Population,
+                 scanner: Scanner, masks: bool, workers: int, film: int) -> None:
     "Write all patients into the folders, and the tables."
+    for folder in folders:
+        for part in ('dicom' if film else 'images', 'truth', *['masks'] * masks):
+            (folder / part).mkdir(parents=True)
+    write = joblib.delayed(_write_films if film else _write_patient)
+    jobs = (write(folders, str(1001 + i), [seed, i], size, population, scanner, film or masks)
+            for i in range(patients))
     parallel = joblib.Parallel(n_jobs=min(workers, patients), return_as='generator', idle_worker_timeout=2)
     rows = list(tqdm(parallel(jobs), total=patients, desc='simulating', unit='patient', delay=3))
     for folder, own in zip(folders, zip(*rows)):
@@ -449,9 +456,8 @@ def write_cohort(out: str | Path, patients: int, seed: int = 0, size: int | tupl
     workers : int
         Processes; -1 for one per core.
     film : int
-        Frames of each film: instead of `images/`, `test.csv` and `scales.csv` write X-ray angiography
-        objects, `dicom/{Index}/{view}.dcm`, which `import_dicom` reads; the truth names the best
-        frame of each. 0 for single frames.
+        Frames of each film, 0 for single frames. Films are X-ray angiography objects that `import_dicom`
+        reads, `dicom/{Index}/{view}.dcm`; the truth names the best frame of each.
     twins : str or Path, optional
         A second new or empty folder: the same patients, down to the noise, without their aneurysms.
 
@@ -460,18 +466,11 @@ def write_cohort(out: str | Path, patients: int, seed: int = 0, size: int | tupl
     FileExistsError
         If `out` or `twins` exists and is not empty.
     ValueError
-        If `patients`, `seed`, `size` (64 at least), `workers` or `film` is out of range, or `masks` or
-        `twins` are wanted of films.
+        If a number is out of range (`size` is 64 at least), or `masks` or `twins` are wanted of films.
     """
     folders = [Path(folder) for folder in (out, twins) if folder]
     _check_cohort(folders, patients, seed, size, masks, workers, film)
     with whole(folders[0]) as beside:
         partial = [beside(folder) for folder in folders]
-        for folder in partial:
-            for part in ('dicom' if film else 'images', 'truth', *['masks'] * masks):
-                (folder / part).mkdir(parents=True)
-        write = joblib.delayed(_write_films if film else _write_patient)
-        jobs = (write(partial, str(1001 + i), [seed, i], size, population, scanner, film or masks)
-                for i in range(patients))
-        _fill_cohort(partial, jobs, patients, workers, film)
+        _fill_cohort(partial, patients, seed, size, population, scanner, masks, workers, film)
     return folders[0]

@@ -27,9 +27,9 @@ from .size import Shape, attention_map, finding_shape, look_mask, peak_of
 from .studies import FrameError, Study, append_csv, read_frame
 
 # %% auto #0
-__all__ = ['draw_overlay', 'assess', 'read_frames', 'Reading', 'frame_notes', 'read_study', 'readings', 'rows_of', 'append_rows',
-           'tables_of', 'predict_studies', 'overlay_writer', 'apply_threshold', 'Rows', 'Part', 'fingerprint',
-           'write_tables']
+__all__ = ['draw_overlay', 'assess', 'read_frames', 'sizes_of', 'Reading', 'frame_notes', 'read_study', 'readings', 'rows_of',
+           'append_rows', 'tables_of', 'predict_studies', 'overlay_writer', 'apply_threshold', 'Rows', 'Part',
+           'fingerprint', 'write_tables']
 
 # %% ../nbs/09_prediction.ipynb #46daf324
 def draw_overlay(frame: np.ndarray, attention: np.ndarray, settings: Preprocessing,
@@ -103,6 +103,16 @@ def read_frames(engine: Engine, frames: list[np.ndarray]) -> dict:
     each = [labels for answer in answers for labels in answer.get('each', [answer['labels']])]
     return answers[0] | {'labels': np.mean([assess(labels, present) for labels in each], axis=0)}
 
+# %% ../nbs/09_prediction.ipynb #09sizeof
+def sizes_of(study: Study, view: str, shape: Shape | None) -> tuple:
+    """Return length and width of a shape in a view in pixels of its frame, both in millimetres, and what
+    these come from; None and '' where that can't be told.
+    """
+    if shape is None: return None, None, None, None, ''
+    pixel, source = (study.scales or {}).get(view, (None, ''))
+    axes = [round(axis, 1) for axis in shape[:2]]
+    return *axes, *(pixel and round(axis * pixel, 1) for axis in shape[:2]), source
+
 # %% ../nbs/09_prediction.ipynb #36b3770d
 @dataclass
 class Reading:
@@ -137,27 +147,13 @@ class Reading:
         return finding_shape(look_mask(self.masks, location, view), attention_map(self.maps, location, view),
                              self.frames[VIEWS.index(view)], self.settings)
 
-    def size(self, view: str, shape: Shape | None) -> tuple:
-        """Return length and width of a shape in a view in pixels of its frame, both in millimetres, and what
-        these come from; None and '' where that can't be told.
-        """
-        if shape is None: return None, None, None, None, ''
-        pixel, source = (self.study.scales or {}).get(view, (None, ''))
-        axes = [round(axis, 1) for axis in shape[:2]]
-        return *axes, *(pixel and round(axis * pixel, 1) for axis in shape[:2]), source
-
     def positions(self) -> list[tuple]:
-        """Return location, probability, view, x and y in pixels of the frame, and what `size` says, of each
-        flagged location in each view.
-        """
-        rows = []
-        for location in self.flagged if self.maps is not None else []:
-            probability = round(float(self.probabilities[1 + LOCATIONS.index(location)]), 4)
-            for view in self.views_of(location):
-                x, y = self.place(location, view)
-                size = self.size(view, self.shape(location, view))
-                rows.append((location, probability, view, round(x, 1), round(y, 1), *size))
-        return rows
+        "Return location, probability, view, x and y in pixels, and `sizes_of` each finding in each view."
+        chance = lambda name: round(float(self.probabilities[1 + LOCATIONS.index(name)]), 4)
+        place = lambda *finding: [round(value, 1) for value in self.place(*finding)]
+        sizes = lambda name, view: sizes_of(self.study, view, self.shape(name, view))
+        return [(name, chance(name), view, *place(name, view), *sizes(name, view))
+                for name in self.flagged if self.maps is not None for view in self.views_of(name)]
 
 # %% ../nbs/09_prediction.ipynb #53de82ed
 def frame_notes(frames: list[np.ndarray | None]) -> list[tuple[str, str]]:
@@ -369,6 +365,14 @@ def _whole_lines(stream) -> tuple[array, int]:
         end += len(line)
     return starts, end
 
+# %% ../nbs/09_prediction.ipynb #09chksam
+def _check_same(told: dict, facts: dict) -> None:
+    "Raise if a file of rows was begun with other facts."
+    other = [name for name, fact in facts.items() if told.get(name) != fact]
+    if other:
+        raise ValueError(f'the interrupted prediction was begun with other {", ".join(other)}; '
+                         'go on with the same, or begin anew without --resume.')
+
 # %% ../nbs/09_prediction.ipynb #9b841cee
 class Rows(Sequence):
     """Rows in a file, one line each, as `rows_of` makes them; only one of them is in memory at a time.
@@ -391,11 +395,7 @@ class Rows(Sequence):
         self._starts, end = _whole_lines(self._stream)
         self._stream.truncate(end)
         if not end: self.append(facts)
-        told = self._line(0)
-        other = [name for name, fact in json.loads(json.dumps(facts)).items() if told.get(name) != fact]
-        if other:
-            raise ValueError(f'the interrupted prediction was begun with other {", ".join(other)}; '
-                             'go on with the same, or begin anew without --resume.')
+        _check_same(self._line(0), json.loads(json.dumps(facts)))
 
     def _line(self, number: int) -> dict:
         self._stream.seek(self._starts[number])

@@ -124,8 +124,7 @@ class Preprocessing:
         If `size`, `field`, `zoom` or what `again` makes of it is out of range.
     """
     size: int = 720             # pixels of the square
-    field: float | None = None  # share of the shorter side that a centred square covers, its border filled;
-                                # None: the whole frame as it is
+    field: float | None = None  # share of the shorter side that a centred square covers; None: all, as it is
     sharpness: float = 2.0
     contrast: float = 1.25      # below 1 lowers it
     zoom: float = 1.0           # above 1 everything is that much larger, and the border is lost
@@ -141,8 +140,7 @@ class Preprocessing:
 
     def span(self, width: int, height: int) -> float:
         "Return how many pixels of a frame of that size the square's side covers."
-        side = max(width, height) if self.field is None else self.field * min(width, height)
-        return side / self.zoom
+        return (max(width, height) if self.field is None else self.field * min(width, height)) / self.zoom
 
     def place(self, x: float, y: float, width: int, height: int):
         "Return where a pixel of a frame of that size lies in the square, x and y, and the magnification."

@@ -21,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .anatomy import LOCATION_NAMES, LOCATIONS, MAP, MAP_LINES, VIEWS, parse_view
 from .files import whole
-from .prediction import Reading
+from .prediction import Reading, sizes_of
 from .risk import NOTICE, Patient, urgency_of
 from .size import attention_map
 from .studies import FrameError, canonical_index, film_of, read_film
@@ -98,7 +98,7 @@ def _layer(reading, view: str, location: str) -> dict:
     outline = ' '.join('%g,%g' % percent(*corner) for corner in shape.outline) if shape else ''
     picture = attention_layer(attention_map(reading.maps, location, view))
     return {'location': location, 'picture': picture, 'x': x, 'y': y, 'outline': outline,
-            **dict(zip(('length', 'width', 'length_mm', 'width_mm'), reading.size(view, shape)))}
+            **dict(zip(('length', 'width', 'length_mm', 'width_mm'), sizes_of(reading.study, view, shape)))}
 
 
 def _film(study, view: str, frame: np.ndarray, picture: str, keep: Callable) -> tuple[list, int | None, list]:

@@ -424,6 +424,20 @@ def _read_rows(table: pd.DataFrame, csv, folder: Path, found: dict, labelled: bo
             studies.append(Study(row['Index'], frames, labels, truth, scales.get(key)))
     return studies, seen
 
+# %% ../nbs/02_studies.ipynb #02unlist
+def _unlisted(listed: dict, scale_table: Path, scales: dict, folder: Path, found: dict) -> list[tuple]:
+    "Return what is there of patients that the CSV does not list, as rows of the table of problems."
+    lonely = [(index, str(scale_table), '', 'scales without a row in the CSV', 'add a row, or remove them')
+              for index in scales.keys() - listed.keys() - found.keys()]
+    return lonely + [(index, str(folder / found[index][0]), '', 'images without a row in the CSV',
+                      'add a row or remove the images') for index in sorted(found.keys() - listed.keys())]
+
+# %% ../nbs/02_studies.ipynb #02probtb
+def _problem_table(problems: list[tuple]) -> pd.DataFrame:
+    "Return what is wrong with a cohort, a row each."
+    # objects: strings of Arrow hold no file name in another encoding
+    return pd.DataFrame(problems, columns=['Index', 'file', 'line', 'problem', 'mend'], dtype=object)
+
 # %% ../nbs/02_studies.ipynb #1e06a166
 def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, decode: bool = False,
                 partial: bool = False) -> tuple[list[Study], pd.DataFrame]:
@@ -432,8 +446,7 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
     Parameters
     ----------
     csv : str or Path
-        One row a patient, columns by name in any order; see `read_table`. A `scales.csv` beside it is read,
-        too.
+        One row a patient; see `read_table`. A `scales.csv` beside it is read, too.
     images : str or Path
         The folder of the frames; see `find_frames`.
     labelled : bool
@@ -460,16 +473,12 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
     problems = [('', str(csv), 1, f"unknown column '{name}'", 'it is ignored; remove or rename it')
                 for name in table.columns.difference(['Index', *LABELS])]
     found = _frame_names(folder)
-    scales = _read_scales(Path(csv).with_name('scales.csv'), problems)
+    scale_table = Path(csv).with_name('scales.csv')
+    scales = _read_scales(scale_table, problems)
     studies, listed = _read_rows(table, csv, folder, found, labelled, partial, problems, scales)
-    problems += [(index, str(Path(csv).with_name('scales.csv')), '', 'scales without a row in the CSV',
-                  'add a row, or remove them') for index in scales.keys() - listed.keys() - found.keys()]
-    problems += [(index, str(folder / found[index][0]), '', 'images without a row in the CSV',
-                  'add a row or remove the images') for index in sorted(found.keys() - listed.keys())]
+    problems += _unlisted(listed, scale_table, scales, folder, found)
     if decode: studies = _decodable(studies, table, problems)
-    # objects: strings of Arrow hold no file name in another encoding
-    columns = ['Index', 'file', 'line', 'problem', 'mend']
-    return studies, pd.DataFrame(problems, columns=columns, dtype=object)
+    return studies, _problem_table(problems)
 
 # %% ../nbs/02_studies.ipynb #ae2ea469
 def split_studies(studies: list[Study], shares: tuple[float, ...] = (0.7, 0.15, 0.15),

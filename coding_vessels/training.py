@@ -483,14 +483,14 @@ def training_batches(model: keras.Model, studies: list[Study], settings: Setting
         if 'looks' in model.output: targets['looks'] = targets['maps']  # right if the map's mark lies in it
         yield frames, targets
 
-# %% ../nbs/07_training.ipynb #93f2ab09
+# %% ../nbs/07_training.ipynb #07anyane
 def _any_aneurysm(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     "Return the probability of an aneurysm at a place that is known, (n,), from both, (n, 22)."
     known = labels[:, 1:] >= 0
     seen = 1 - np.where(known, 1 - probabilities[:, 1:], 1).prod(axis=1)
     return np.where(known.all(axis=1), probabilities[:, 0], seen)
 
-
+# %% ../nbs/07_training.ipynb #93f2ab09
 def validate(learner: keras.Model, studies: list[Study], settings: Settings, losses: dict,
              cache: str | Path | None = None) -> dict[str, float]:
     """Return what losses come to on studies, as means over them, and the AUROC of `Aneurysm`.
@@ -830,6 +830,22 @@ def _train_as_it_fits(model: keras.Model, record: dict, parts: list[list[Study]]
         record['fits'] = {'batch_size': size, 'accumulate': steps}
         _write_settings(out, record)
 
+# %% ../nbs/07_training.ipynb #07trnrun
+def _train_run(out: Path, parts: list[list[Study]], settings: Settings, devices: int | None, cache: Path,
+               resume: bool, verbose: bool, board: bool) -> None:
+    "Train in a run folder, with the other processes if there are any, unless the run is finished."
+    agree({'patients': [[study.index for study in part] for part in parts], 'settings': settings})
+    _room_for_frames(sum(parts, []), settings.preprocessing, cache, verbose)
+    count, (number, _) = devices_for(settings.batch_size, devices), process()
+    keras.utils.set_random_seed(settings.seed)
+    with spread(count): model = build_model(settings)
+    record = {} if number else _open_run(out, settings, *parts, resume)
+    agree({'batches (fits in settings.json)': None if number else record.get('fits')})
+    if not from_first(record.get('finished', False)):
+        _train_as_it_fits(model, record, parts, settings, devices, out, cache, verbose, board)
+        if not number: _write_settings(out, record | {'finished': True})
+    agree({'ends of the run': True})                                # the first has written what all read
+
 # %% ../nbs/07_training.ipynb #faf89c9c
 @plain_errors()
 def train(studies: list[Study], out: str | Path, settings: Settings = Settings(),
@@ -844,25 +860,21 @@ def train(studies: list[Study], out: str | Path, settings: Settings = Settings()
     out : str or Path
         The run folder; new or empty, unless `resume`. Processes that train together share it.
     settings : Settings
-    validation : list of Study, optional
-        Other patients, to choose the epoch and to calibrate.
+    validation : list of Study, optional; other patients, to choose the epoch and to calibrate
     cache : str or Path, optional
-        Folder for preprocessed frames, 8 x size x size bytes a study; by default `cache` in the run folder.
+        Folder for preprocessed frames, 8 x size x size bytes a study; by default `cache` in `out`.
     resume : bool
         Go on with the run in `out`; epochs and patience may grow, and before the first epoch is done
         batch_size, accumulate and precision may change.
-    verbose : bool
-        Whether to show a bar, and a line an epoch.
-    devices : int, optional
-        As `count` in `devices_for`: devices of this process that share a batch.
-    board : bool
-        Whether to write the history for TensorBoard, too, into `tensorboard` in the run folder.
+    verbose, board : bool
+        Whether to show a bar and a line an epoch; to write for TensorBoard, into `tensorboard` in `out`.
+    devices : int, optional; see `devices_for`
 
     Raises
     ------
     FileExistsError, BlockingIOError, MemoryError, ConnectionError, OSError
-        If `out` holds something and `resume` is False; if another training writes there; if a step does not
-        fit into memory; if another process of this training is lost; if the disk has no room for the cache.
+        If `out` holds something and `resume` is False, another training writes there, a step does not fit
+        into memory, another process of this training is lost, or the disk has no room for the cache.
     ValueError
         If studies are too few, a patient is in both parts, `settings.start` is another network or lacks
         its record, `resume` meets other settings, or the devices are too few or do not divide a batch.
@@ -873,15 +885,5 @@ def train(studies: list[Study], out: str | Path, settings: Settings = Settings()
     verbose = verbose and not number
     settings = _for_device(settings, parts, count * processes, verbose)
     lock = nullcontext() if number else locked(out / 'run')             # no two trainings in one folder
-    with together(), lock:
-        agree({'patients': [[study.index for study in part] for part in parts], 'settings': settings})
-        _room_for_frames(sum(parts, []), settings.preprocessing, cache, verbose)
-        keras.utils.set_random_seed(settings.seed)
-        with spread(count): model = build_model(settings)
-        record = {} if number else _open_run(out, settings, *parts, resume)
-        agree({'batches (fits in settings.json)': None if number else record.get('fits')})
-        if not from_first(record.get('finished', False)):
-            _train_as_it_fits(model, record, parts, settings, devices, out, cache, verbose, board)
-            if not number: _write_settings(out, record | {'finished': True})
-        agree({'ends of the run': True})                                # the first has written what all read
+    with together(), lock: _train_run(out, parts, settings, devices, cache, resume, verbose, board)
     return pd.read_csv(out / 'history.csv')

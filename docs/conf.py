@@ -3,7 +3,7 @@
     pip install -e '.[dev]' && sphinx-build -W docs _site
 
 What the configuration writes into this folder, it writes anew each time: copies of the notebooks without the
-cells that only serve the export and the tests, both README files, a page for each module, and llms.txt.
+cells that only serve the export and the tests, both READMEs, the cards, a page for each module, llms.txt.
 """
 
 import configparser
@@ -61,6 +61,20 @@ def page(readme: str, contents: str = "") -> str:
     return text.replace("nbs/images/", "notebooks/images/") + contents
 
 
+def card(file: str, cards: dict[str, str]) -> str:
+    """Return a card whose links lead to pages of the site where it has them, else to the repository."""
+    text, folder = (root / file).read_text(encoding="utf-8"), (root / file).parent
+
+    def link(found: re.Match) -> str:
+        path = (folder / found[1]).resolve().relative_to(root.resolve()).as_posix()
+        if path.startswith("nbs/"):
+            return f"](../notebooks/{path.removeprefix('nbs/')})"
+        own = {"README.md": "../index.md"} | {known: f"{name}.md" for known, name in cards.items()}
+        return f"]({own.get(path, source + path)})"
+
+    return re.sub(r"\]\((?!\w+:)([^)#]+)\)", link, text)
+
+
 def toctree(pages: list[str], *options: str) -> str:
     return "\n".join(["", "```{toctree}", *options, "", *pages, "```", ""])
 
@@ -97,9 +111,15 @@ written("notebooks.md", "# The notebooks\n\nIn the order in which a patient goes
         + toctree([f"notebooks/{name}" for name in course], ":maxdepth: 1"))
 written("tutorials.md", "# Tutorials\n\nOne task each, with everything that is typed.\n"
         + toctree([f"notebooks/{name}" for name in tutorials], ":maxdepth: 1"))
-pages = ["The notebooks <notebooks>", "Tutorials <tutorials>", "api", "한국어 <ko>"]
+pages = ["The notebooks <notebooks>", "Tutorials <tutorials>", "Cards <cards>", "api", "한국어 <ko>"]
 written("index.md", page("README.md", toctree(pages, ":hidden:")))
 written("ko.md", page("README.ko.md"))
+cards = {"coding_vessels/assets/MODEL_CARD.md": "model", "data/DATA_CARD.md": "data",
+         "data/CLAIM.md": "claim", "CHANGELOG.md": "changes"}
+for file, name in cards.items():
+    written(f"cards/{name}.md", card(file, cards))
+written("cards.md", "# Cards\n\nWhat was measured, on what, and what is missing.\n"
+        + toctree([f"cards/{name}" for name in cards.values()], ":maxdepth: 1"))
 about = f"> {settings['description']}. A Python package and a course in notebooks. Not a medical device."
 listed = [f"- [{title}](notebooks/{name.removesuffix('.ipynb')}.html): {line}"
           for name, (title, line) in titles.items()]

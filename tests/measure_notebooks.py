@@ -4,7 +4,8 @@
 
 A cell counts as exported if it begins with `#| export`. Failure tests are calls of `test_fail` and `pytest.raises`; exercises are the
 numbered lines under a heading `Exercises`; links are those in the text. The last row holds sums or, for cells, the median and the
-largest of all.
+largest of all. What an exported cell does is define, so it never has an output: the share of cells with a saved output is given of all
+code cells and of those that are not exported.
 """
 
 import json
@@ -26,6 +27,7 @@ def measure(notebooks):
     text = "\n".join(cell["text"] for cell in cells if cell["cell_type"] == "markdown")
     outputs = [output for cell in code for output in cell["outputs"]]
     lines = [len(cell.splitlines()) for cell in exported]
+    shown, run = sum(bool(cell["outputs"]) for cell in code), sum(not cell["text"].startswith("#| export") for cell in code)
     every = "\n".join(cell["text"] for cell in code)
     return {
         "cells": len(cells),
@@ -35,7 +37,8 @@ def measure(notebooks):
         "characters, median": median(map(len, exported)),
         "lines over 110": sum(len(line) > 110 for line in every.splitlines()),
         "figures": sum(bool({"image/png", "image/jpeg"} & set(output.get("data", {}))) for output in outputs),
-        "with output, %": round(100 * sum(bool(cell["outputs"]) for cell in code) / len(code)),
+        "with output, %": round(100 * shown / len(code)),
+        "of not exported, %": round(100 * shown / max(1, run)),
         "failure tests": len(re.findall(r"test_fail\(|pytest\.raises", every)),
         "links": len(re.findall(r"\]\([^)]+\)", text)),
         "exercises": sum(len(re.findall(r"^\d+\. ", part, re.M)) for part in re.findall(r"## Exercises\n(.*?)(?=\n## |\Z)", text, re.S)),

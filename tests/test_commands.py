@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -54,7 +56,10 @@ def command(tmp_path_factory):
 
 
 def test_version_and_wrong_words(command):
-    assert command("--version").stdout.strip() == "0.1.0"
+    version = re.search(r"^version = (.*)$", (ROOT / "settings.ini").read_text(), re.M)[1]
+    assert command("--version").stdout.strip() == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version} " in (ROOT / "CHANGELOG.md").read_text()
     assert command("pre-dict").returncode == 2
 
 
@@ -313,3 +318,46 @@ def test_a_killed_run_resumes(command, tmp_path):
     assert epochs[-1] > before and epochs == list(range(epochs[-1] + 1))
     assert command(*words, "--resume").returncode == 0
     assert pd.read_csv(history).epoch.tolist() == epochs
+
+
+def test_the_commands_of_both_readmes(command, tmp_path):
+    """What the README says to type is typed, in its order, with fewer patients and one epoch."""
+    from test_readme import commands
+
+    from coding_vessels.arteries import Population, draw_vessels
+    from coding_vessels.projection import write_tree
+
+    english, korean = (commands((ROOT / name).read_text(encoding="utf-8")) for name in ("README.md", "README.ko.md"))
+    assert english == korean
+    typed = [shlex.split(line)[1:] for line in english if line.startswith("coding_vessels ") and "demo" not in line]
+    shutil.copytree(ROOT / "data/demo", tmp_path / "data/demo")
+
+    def run(*words):
+        return command(*words, cwd=tmp_path)
+
+    assert run("simulate", "all", "--patients", 56, "--size", 96, "--seed", 1).returncode == 0
+    for name in ("train", "test"):
+        (tmp_path / name).symlink_to("all")
+    for name, kept in (("train", "groundtruth"), ("groundtruth", "groundtruth"), ("test", "test")):
+        shutil.copy(tmp_path / f"all/{kept}.csv", tmp_path / f"{name}.csv")
+    histories = pd.read_csv(tmp_path / "test.csv", dtype=str)[["Index"]].assign(age=60, sex="female", smoking="yes")
+    histories.assign(smoking=np.where(np.arange(56) % 3, "yes", "no")).to_csv(tmp_path / "histories.csv", index=False)
+    (tmp_path / "vessels").mkdir()
+    write_tree(tmp_path / "vessels/head.swc", draw_vessels(np.random.default_rng(5), Population(), generations=0))
+    assert run("simulate", "filmed", "--patients", 2, "--film", "--size", 300).returncode == 0
+    (tmp_path / "hospital").symlink_to("filmed/dicom")
+
+    verbs = set()
+    for words in typed:
+        words = ["3" if (before, word) == ("--patients", "100") else word for before, word in zip(["", *words], words)]
+        words = [str(path) for word in words for path in (sorted(tmp_path.glob(word)) if "*" in word else [word])]
+        words += ["--epochs", "1"] * (words[0] == "train") + ["--size", "96"] * (words[0] == "simulate" and "--film" not in words)
+        if words[0] == "export-dicom":  # it speaks of a prediction of the cohort that was imported
+            cohort = tmp_path / "cohort"
+            more = ["--out", "output.csv", "--overwrite", "--threshold", "0.02"]
+            assert run("predict", "--csv", cohort / "test.csv", "--images", cohort, *more).returncode == 0
+        done = run(*words)
+        assert done.returncode == 0, (words, done.stderr[-2000:])
+        assert "report.html" not in words or (tmp_path / "report.html").exists()
+        verbs.add(words[0])
+    assert len(verbs) == 11 and list((tmp_path / "reports").glob("*.dcm"))

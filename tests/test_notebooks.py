@@ -101,6 +101,16 @@ def test_each_notebook_leads_to_its_neighbours():
         assert last == " · ".join(wanted), f"{name} ends with {last}"
 
 
+def test_the_reporting_checklist_is_whole_and_leads_somewhere():
+    import re
+
+    text = (ROOT / "data/CLAIM.md").read_text(encoding="utf-8")
+    assert [int(number) for number in re.findall(r"^\| (\d+) \|", text, re.M)] == list(range(1, 45))
+    assert set(re.findall(r"^\| \d+ \|[^|]*\| ([^|]*) \|", text, re.M)) == {"yes", "in part", "no", "not applicable"}
+    links = set(re.findall(r"\]\(([^)]+)\)", text))
+    assert len(links) > 20 and not [link for link in links if not (ROOT / "data" / link).is_file()]
+
+
 def test_solutions_are_folded():
     import json
 
