@@ -24,6 +24,7 @@ setup(
         "Natural Language :: English",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
     ],
     packages=find_packages(include=["coding_vessels", "coding_vessels.*"]),
     package_data={"coding_vessels": ["assets/*", "py.typed"]},
