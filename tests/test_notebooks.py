@@ -101,6 +101,15 @@ def test_each_notebook_leads_to_its_neighbours():
         assert last == " · ".join(wanted), f"{name} ends with {last}"
 
 
+def test_each_notebook_says_how_long_it_runs_and_opens_elsewhere():
+    import json
+
+    for path in (path for path in NOTEBOOKS if path.stem[0].isdigit()):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        head = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        assert "*Runs in " in head and f"/blob/main/nbs/{path.name})*" in head, path.name
+
+
 def test_the_reporting_checklist_is_whole_and_leads_somewhere():
     import re
 
