@@ -335,11 +335,10 @@ def test_the_commands_of_both_readmes(command, tmp_path):
     def run(*words):
         return command(*words, cwd=tmp_path)
 
-    assert run("simulate", "all", "--patients", 56, "--size", 96, "--seed", 1).returncode == 0
-    for name in ("train", "test"):
-        (tmp_path / name).symlink_to("all")
-    for name, kept in (("train", "groundtruth"), ("groundtruth", "groundtruth"), ("test", "test")):
-        shutil.copy(tmp_path / f"all/{kept}.csv", tmp_path / f"{name}.csv")
+    for name, patients in (("train", 14), ("test", 56)):
+        assert run("simulate", name, "--patients", patients, "--size", 96, "--seed", 1).returncode == 0
+    for source, name in (("train/groundtruth", "train"), ("test/test", "test"), ("test/groundtruth", "groundtruth")):
+        shutil.copy(tmp_path / f"{source}.csv", tmp_path / f"{name}.csv")
     histories = pd.read_csv(tmp_path / "test.csv", dtype=str)[["Index"]].assign(age=60, sex="female", smoking="yes")
     histories.assign(smoking=np.where(np.arange(56) % 3, "yes", "no")).to_csv(tmp_path / "histories.csv", index=False)
     (tmp_path / "vessels").mkdir()
