@@ -135,9 +135,7 @@ def _check_shares(flags: tuple, locations: tuple) -> None:
 # %% ../nbs/01_arteries.ipynb #d3d6b9ca
 @dataclass(frozen=True)
 class Population:
-    """Who is simulated: how often aneurysms and variants occur.
-
-    Variants are probabilities per side unless said otherwise; from ranges (*) each patient draws evenly.
+    """Who is simulated. Probabilities are per side unless said otherwise; ranges (*) are drawn from evenly.
 
     Raises
     ------

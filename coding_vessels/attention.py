@@ -57,6 +57,16 @@ def _corners(maps, size: int, pixels: int):
     corner = ops.stack([peak // cells, peak % cells], axis=-1) * (size // cells)
     return ops.cast(corner, 'int32') + size // cells // 2 - pixels // 2
 
+# %% ../nbs/05_attention.ipynb #05cutout
+def _cut(frames, corner, pixels: int):
+    "Return the squares, (batch, 52, pixels, pixels, 1), whose first pixels lie at row and column."
+    size, step = frames.shape[2], np.arange(pixels)
+    within = np.add.outer(step * size, step).ravel() + (LOOKS[:, :1] * size * size)
+    index = within.astype('int32') + (corner[..., :1] * size + corner[..., 1:])
+    index = ops.reshape(index, (-1, index.shape[1] * index.shape[2]))
+    squares = ops.take_along_axis(ops.reshape(frames, (-1, len(VIEWS) * size * size)), index, axis=1)
+    return ops.reshape(squares, (-1, len(LOOKS), pixels, pixels, 1))
+
 # %% ../nbs/05_attention.ipynb #e51139a2
 @keras.saving.register_keras_serializable(package='coding_vessels')
 class CloseUps(keras.layers.Layer):
@@ -84,13 +94,8 @@ class CloseUps(keras.layers.Layer):
             shift = keras.random.uniform(ops.shape(corner), -0.5, 0.5, seed=self.seed)
             corner += ops.cast(shift * (size // cells), 'int32')
         corner = ops.clip(corner, 0, size - self.pixels)
-        step = np.arange(self.pixels)
-        within = np.add.outer(step * size, step).ravel() + (LOOKS[:, :1] * size * size)
-        index = within.astype('int32') + (corner[..., :1] * size + corner[..., 1:])
-        index = ops.reshape(index, (-1, index.shape[1] * index.shape[2]))
-        squares = ops.take_along_axis(ops.reshape(frames, (-1, len(VIEWS) * size * size)), index, axis=1)
         centre = (ops.cast(corner, self.compute_dtype) + self.pixels / 2 - 0.5) * (cells / size) - 0.5
-        return ops.reshape(squares, (-1, len(LOOKS), self.pixels, self.pixels, 1)), centre
+        return _cut(frames, corner, self.pixels), centre
 
     def compute_output_shape(self, shapes):
         batch = shapes[0][0]

@@ -373,10 +373,9 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
     """
     _check_labelled(studies, even)
     known = [load_marks(study, settings) if maps else None for study in studies]
-    load = lambda i: _load_one(studies[i], settings, cache, [seed, 1 + i], augmentation, maps, known[i])
+    get = lambda i: _load_one(studies[i], settings, cache, [seed, 1 + i], augmentation, maps, known[i])
     order = np.random.default_rng([seed, 0]).permutation(len(studies)) if shuffle else np.arange(len(studies))
-    order = _part_of(order[:len(order) // even * even], batch_size, *part)
-    return _Stream(load, order, batch_size // part[1])
+    return _Stream(get, _part_of(order[:len(order) // even * even], batch_size, *part), batch_size // part[1])
 
 # %% ../nbs/04_batches.ipynb #974a4d20
 @contextmanager

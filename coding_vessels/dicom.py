@@ -546,14 +546,16 @@ def _write_imported(beside: Path, key: Path, studies: dict[str, tuple[str, str]]
     _write_key(key, studies, found)
 
 # %% ../nbs/02a_dicom.ipynb #02ad0001
-def _check_folders(source: Path, out: Path, key: Path) -> None:
-    "Raise unless the source is there, and the places of cohort and key are free and apart."
+def _checked_folders(source, out, key) -> tuple[Path, Path, Path]:
+    "Return the three as paths, if the source is there, and the places of cohort and key are free and apart."
+    source, out, key = Path(source), Path(out), Path(key)
     if not source.is_dir():
         raise FileNotFoundError(f'{source} is not a folder; give the folder of the DICOM files.')
     for path in (out, key):
         if path.exists(): raise FileExistsError(f'{path} exists; choose another name.')
     if out.resolve() in (key.resolve(), *key.resolve().parents):
         raise ValueError(f'{key} lies inside the cohort; keep the key apart.')
+    return source, out, key
 
 # %% ../nbs/02a_dicom.ipynb #02aimtab
 def _import_table(problems: list[tuple]) -> pd.DataFrame:
@@ -612,8 +614,7 @@ def import_dicom(source: str | Path, out: str | Path, key: str | Path, mapping: 
     FileNotFoundError, FileExistsError, ValueError
         If `source` is no folder or has no frame to place, or `out` or `key` exists, or the key lies in `out`.
     """
-    source, out, key = Path(source), Path(out), Path(key)
-    _check_folders(source, out, key)
+    source, out, key = _checked_folders(source, out, key)
     with whole(out) as beside:
         beside(key)         # the first to take its place, so that no cohort stands without its key
         problems = _import_files(source, beside(), beside(key), mapping, projection, seed, films)

@@ -146,13 +146,12 @@ def export_model(path: str | Path, engine: str = 'openvino', precision: str = 'f
     _check_export(engine, precision)
     path = Path(path)
     source = _digest(path) if path.is_file() else ''    # before it is read: a file that changes is noticed
-    model = load_model(path)
+    model, made = load_model(path), exported_file(path, engine, precision)
     settings = preprocessing_of(model)
     facts = json.dumps({'source': source, 'order': ORDER, 'preprocessing': asdict(settings),
                         'thresholds': thresholds_of(model).tolist(), 'precision': precision})
     network = _traced(model, settings.size, engine)
     if precision == 'int8': network = _quantise(network, _examples(settings, studies))
-    made = exported_file(path, engine, precision)
     with whole(made) as beside:
         for file in (*_parts(made), made.with_name(f'{made.name}.sha256')): beside(file)
         if engine == 'openvino': _write_openvino(network, facts, beside(), half=precision != 'float32')
@@ -350,8 +349,7 @@ def load_engine(path: str | Path | None = None, engine: str = 'auto') -> Engine:
     path, name = _model_file(Path(path or SHIPPED), engine)
     if engine == 'auto' and name == 'keras' and exported_file(path).is_file():
         try: return load_engine(exported_file(path))
-        # stale, damaged, or OpenVINO is missing: Keras answers as well
-        except ValueError: pass
+        except ValueError: pass     # stale, damaged, or OpenVINO is missing: Keras answers as well
     if name != 'keras':
         settle(path)
         _check_digests(path)

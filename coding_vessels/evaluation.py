@@ -248,8 +248,7 @@ def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFr
         chance'; 'locations': positives and four figures with intervals; 'calibration'; 'sides'; perhaps
         'sizes' and 'groups'. A figure or an end that the patients do not allow is None.
     """
-    tables = [table for table in (truth, output, probabilities) if table is not None]
-    arrays = [align(truth, table).to_numpy(float) for table in tables]
+    arrays = [align(truth, one).to_numpy(float) for one in (truth, output, probabilities) if one is not None]
     unseen = np.isnan(arrays[-1])
     arrays[-1] = np.where(unseen, 0, arrays[-1])    # not assessed: ranked last, as in output.csv
     y, risk = arrays[0], arrays[1][:, 0]
@@ -385,9 +384,18 @@ def compare(truth: pd.DataFrame, one: list[pd.DataFrame], other: list[pd.DataFra
 # %% ../nbs/08_evaluation.ipynb #638272d2
 _DECISIONS = {'accepted': 1, 'rejected': 0, 'added': 1}
 
+# %% ../nbs/08_evaluation.ipynb #08decprb
+def _decision_problem(row: pd.Series, place: tuple[str, str], read: pd.DataFrame, decided: set) -> str:
+    "Return what is wrong with a reader's decision, and what to do; empty if nothing is."
+    if place[0] not in read.index: return f'patient {row.Index} was not predicted; remove it'
+    for name, known in (('location', LOCATIONS), ('decision', _DECISIONS)):
+        if row[name] not in known: return f"'{row[name]}' is no {name}; use one of {', '.join(known)}"
+    return f'{row.location} of {row.Index} is decided twice; keep one' if place in decided else ''
+
 # %% ../nbs/08_evaluation.ipynb #068ae9d1
 def read_decisions(csv: str | Path, output: pd.DataFrame) -> pd.DataFrame:
-    """Return an output with a reader's decisions: accepted and added places are flagged, rejected ones not.
+    """Return an output with a reader's decisions: what was accepted or added is flagged, what was rejected is
+    not.
 
     Parameters
     ----------
@@ -414,15 +422,9 @@ def read_decisions(csv: str | Path, output: pd.DataFrame) -> pd.DataFrame:
     if lacking:
         raise ValueError(f'{csv} has no column {lacking[0]}; give the CSV that the report page saves.')
     for line, row in table[table.location != ''].iterrows():
-        place, start = (canonical_index(row.Index), row.location), f'{csv}, line {line}: '
-        if place[0] not in read.index:
-            raise ValueError(f'{start}patient {row.Index} was not predicted; remove it.')
-        if row.location not in LOCATIONS:
-            raise ValueError(f"{start}'{row.location}' is no location; use one of {', '.join(LOCATIONS)}.")
-        if row.decision not in _DECISIONS:
-            raise ValueError(f"{start}'{row.decision}' is no decision; use one of {', '.join(_DECISIONS)}.")
-        if place in decided:
-            raise ValueError(f'{start}{row.location} of {row.Index} is decided twice; keep one.')
+        place = canonical_index(row.Index), row.location
+        wrong = _decision_problem(row, place, read, decided)
+        if wrong: raise ValueError(f'{csv}, line {line}: {wrong}.')
         decided.add(place)
         read.loc[place] = _DECISIONS[row.decision]
     return read.assign(Aneurysm=read[list(LOCATIONS)].max(axis=1))

@@ -383,15 +383,14 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, c
     ValueError
         If the backbone or the idea is unknown, or the frame size does not suit the network.
     """
-    size, resnet = preprocessing.size, backbone == 'resnet50'
+    size, resnet, mirrored = preprocessing.size, backbone == 'resnet50', without != 'one side'
     _check_network(size, backbone, without)
-    mirrored = without != 'one side'
-    embed = (lambda x: x) if without == 'view embedding' else (lambda x: ViewEmbedding(sides=not mirrored)(x))
     frames = keras.Input((len(VIEWS), size, size), dtype='uint8', name='frames')
     x = FrameInput(asdict(preprocessing), imagenet=resnet)(frames)
     if mirrored: x = OneSide()(x)
     grey = Standardised(name='standardised')(x[..., :1] if resnet else x)
-    features = embed(Folded(_overview(size, backbone, weights), name='features')(x if resnet else grey))
+    features = Folded(_overview(size, backbone, weights), name='features')(x if resnet else grey)
+    if without != 'view embedding': features = ViewEmbedding(sides=not mirrored)(features)
     return keras.Model(frames, _outputs(grey, features, without, masks, mirrored), name='vessel')
 
 # %% ../nbs/06_model.ipynb #eed98c42

@@ -471,6 +471,5 @@ def write_cohort(out: str | Path, patients: int, seed: int = 0, size: int | tupl
     folders = [Path(folder) for folder in (out, twins) if folder]
     _check_cohort(folders, patients, seed, size, masks, workers, film)
     with whole(folders[0]) as beside:
-        partial = [beside(folder) for folder in folders]
-        _fill_cohort(partial, patients, seed, size, population, scanner, masks, workers, film)
+        _fill_cohort([*map(beside, folders)], patients, seed, size, population, scanner, masks, workers, film)
     return folders[0]

@@ -113,6 +113,14 @@ def sizes_of(study: Study, view: str, shape: Shape | None) -> tuple:
     axes = [round(axis, 1) for axis in shape[:2]]
     return *axes, *(pixel and round(axis * pixel, 1) for axis in shape[:2]), source
 
+# %% ../nbs/09_prediction.ipynb #09positn
+def _position(reading: Reading, location: str, view: str) -> tuple:
+    "Return location, probability, view, x and y in pixels of the frame, and what `sizes_of` says."
+    probability = round(float(reading.probabilities[1 + LOCATIONS.index(location)]), 4)
+    x, y = reading.place(location, view)
+    sizes = sizes_of(reading.study, view, reading.shape(location, view))
+    return location, probability, view, round(x, 1), round(y, 1), *sizes
+
 # %% ../nbs/09_prediction.ipynb #36b3770d
 @dataclass
 class Reading:
@@ -148,12 +156,9 @@ class Reading:
                              self.frames[VIEWS.index(view)], self.settings)
 
     def positions(self) -> list[tuple]:
-        "Return location, probability, view, x and y in pixels, and `sizes_of` each finding in each view."
-        chance = lambda name: round(float(self.probabilities[1 + LOCATIONS.index(name)]), 4)
-        place = lambda *finding: [round(value, 1) for value in self.place(*finding)]
-        sizes = lambda name, view: sizes_of(self.study, view, self.shape(name, view))
-        return [(name, chance(name), view, *place(name, view), *sizes(name, view))
-                for name in self.flagged if self.maps is not None for view in self.views_of(name)]
+        "Return where each flagged location was seen in each view, rows of `positions.csv` without Index."
+        if self.maps is None: return []
+        return [_position(self, name, view) for name in self.flagged for view in self.views_of(name)]
 
 # %% ../nbs/09_prediction.ipynb #53de82ed
 def frame_notes(frames: list[np.ndarray | None]) -> list[tuple[str, str]]:
@@ -355,15 +360,16 @@ def apply_threshold(probabilities: pd.DataFrame, threshold: float | np.ndarray =
     return probabilities.assign(**(probabilities[names] >= threshold).astype(int))
 
 # %% ../nbs/09_prediction.ipynb #09rw0001
-def _whole_lines(stream) -> tuple[array, int]:
-    "Return where the lines of a file begin, and where the last one ends that is whole."
+def _whole_lines(stream) -> array:
+    "Return where the lines of a file begin; a last one that is not whole is cut off."
     starts, end = array('q'), 0
     stream.seek(0)
     for line in stream:
         if not line.endswith(b'\n'): break
         starts.append(end)
         end += len(line)
-    return starts, end
+    stream.truncate(end)
+    return starts
 
 # %% ../nbs/09_prediction.ipynb #09chksam
 def _check_same(told: dict, facts: dict) -> None:
@@ -392,9 +398,8 @@ class Rows(Sequence):
 
     def __init__(self, file: str | Path, facts: dict):
         self._stream = open(file, 'a+b')
-        self._starts, end = _whole_lines(self._stream)
-        self._stream.truncate(end)
-        if not end: self.append(facts)
+        self._starts = _whole_lines(self._stream)
+        if not self._starts: self.append(facts)
         _check_same(self._line(0), json.loads(json.dumps(facts)))
 
     def _line(self, number: int) -> dict:

@@ -145,9 +145,8 @@ class Preprocessing:
     def place(self, x: float, y: float, width: int, height: int):
         "Return where a pixel of a frame of that size lies in the square, x and y, and the magnification."
         scale = self.size / self.span(width, height)
-        across = (x + 0.5 - width / 2) * scale + self.size / 2 - 0.5
-        down = (y + 0.5 - height / 2) * scale + self.size / 2 - 0.5
-        return across, down, scale
+        moved = lambda value, length: (value + 0.5 - length / 2) * scale + self.size / 2 - 0.5
+        return moved(x, width), moved(y, height), scale
 
     def place_back(self, x: float, y: float, width: int, height: int):
         "Return where a pixel of the square lies in a frame of that size: x and y in pixels."

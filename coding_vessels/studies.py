@@ -433,10 +433,12 @@ def _unlisted(listed: dict, scale_table: Path, scales: dict, folder: Path, found
                       'add a row or remove the images') for index in sorted(found.keys() - listed.keys())]
 
 # %% ../nbs/02_studies.ipynb #02probtb
-def _problem_table(problems: list[tuple]) -> pd.DataFrame:
-    "Return what is wrong with a cohort, a row each."
-    # objects: strings of Arrow hold no file name in another encoding
-    return pd.DataFrame(problems, columns=['Index', 'file', 'line', 'problem', 'mend'], dtype=object)
+def _column_problems(table: pd.DataFrame, csv, labelled: bool) -> list[tuple]:
+    "Return what is wrong with a table's columns, as rows of the table of problems; raise if labels lack."
+    missing = [name for name in LABELS if labelled and name not in table.columns]
+    if missing: raise ValueError(f'{csv} lacks the columns {", ".join(missing)} in line 1; add them.')
+    return [('', str(csv), 1, f"unknown column '{name}'", 'it is ignored; remove or rename it')
+            for name in table.columns.difference(['Index', *LABELS])]
 
 # %% ../nbs/02_studies.ipynb #1e06a166
 def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, decode: bool = False,
@@ -468,17 +470,16 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
         If nothing can be read at all; see `read_table`, `find_frames`.
     """
     table, folder = read_table(csv), _image_folder(images)
-    missing = [name for name in LABELS if labelled and name not in table.columns]
-    if missing: raise ValueError(f'{csv} lacks the columns {", ".join(missing)} in line 1; add them.')
-    problems = [('', str(csv), 1, f"unknown column '{name}'", 'it is ignored; remove or rename it')
-                for name in table.columns.difference(['Index', *LABELS])]
+    problems = _column_problems(table, csv, labelled)
     found = _frame_names(folder)
     scale_table = Path(csv).with_name('scales.csv')
     scales = _read_scales(scale_table, problems)
     studies, listed = _read_rows(table, csv, folder, found, labelled, partial, problems, scales)
     problems += _unlisted(listed, scale_table, scales, folder, found)
     if decode: studies = _decodable(studies, table, problems)
-    return studies, _problem_table(problems)
+    # objects: strings of Arrow hold no file name in another encoding
+    columns = ['Index', 'file', 'line', 'problem', 'mend']
+    return studies, pd.DataFrame(problems, columns=columns, dtype=object)
 
 # %% ../nbs/02_studies.ipynb #ae2ea469
 def split_studies(studies: list[Study], shares: tuple[float, ...] = (0.7, 0.15, 0.15),

@@ -835,8 +835,9 @@ def _train_run(out: Path, parts: list[list[Study]], settings: Settings, devices:
                resume: bool, verbose: bool, board: bool) -> None:
     "Train in a run folder, with the other processes if there are any, unless the run is finished."
     agree({'patients': [[study.index for study in part] for part in parts], 'settings': settings})
-    _room_for_frames(sum(parts, []), settings.preprocessing, cache, verbose)
     count, (number, _) = devices_for(settings.batch_size, devices), process()
+    verbose = verbose and not number
+    _room_for_frames(sum(parts, []), settings.preprocessing, cache, verbose)
     keras.utils.set_random_seed(settings.seed)
     with spread(count): model = build_model(settings)
     record = {} if number else _open_run(out, settings, *parts, resume)
@@ -882,8 +883,7 @@ def train(studies: list[Study], out: str | Path, settings: Settings = Settings()
     out, parts = Path(out), _parts(studies, validation, settings)
     cache = Path(cache or out / 'cache')
     count, (number, processes) = devices_for(settings.batch_size, devices), process()
-    verbose = verbose and not number
-    settings = _for_device(settings, parts, count * processes, verbose)
+    settings = _for_device(settings, parts, count * processes, verbose and not number)
     lock = nullcontext() if number else locked(out / 'run')             # no two trainings in one folder
     with together(), lock: _train_run(out, parts, settings, devices, cache, resume, verbose, board)
     return pd.read_csv(out / 'history.csv')
