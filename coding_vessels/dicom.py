@@ -156,10 +156,11 @@ def _decoded(path) -> np.ndarray:
 # %% ../nbs/02a_dicom.ipynb #e5b8ca79
 @cache
 def _decoder() -> ProcessPoolExecutor:
-    """Return the one process that decodes;
+    """Return the one process that decodes. It ends when idle, for a forked program cannot end before it.
+
     joblib keeps other processes for other work, so this one is not of its pool.
     """
-    return ProcessPoolExecutor(max_workers=1, timeout=120)
+    return ProcessPoolExecutor(max_workers=1, timeout=5)
 
 # %% ../nbs/02a_dicom.ipynb #1555d759
 def _apart(path) -> np.ndarray:
