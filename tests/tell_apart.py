@@ -1,4 +1,5 @@
 """Can a small network tell our arteries and frames from real ones? python tests/tell_apart.py TREES FRAMES [--patients 60]
+    [--preset kium]
 
 TREES holds healthy trees as for `tests/measure_arteries.py`, FRAMES real frames as pictures (a folder that does not exist is left
 out). Prints the area under the curve on held-out patients, five seeds each: 0.5 is not at all, 1.0 always.
@@ -158,6 +159,7 @@ if __name__ == "__main__":
     parser.add_argument("trees", type=Path)
     parser.add_argument("frames", type=Path)
     parser.add_argument("--patients", type=int, default=60)
+    parser.add_argument("--preset", default="varied", help="of the simulated frames")
     args = parser.parse_args()
     pairs = {}
     files = sorted([*args.trees.glob("*.swc"), *args.trees.glob("*.swc.gz")])
@@ -173,7 +175,7 @@ if __name__ == "__main__":
 
         rng = np.random.default_rng(0)
         real = [patches(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), rng) for path in frames]
-        drawn = [draw_phantom([17, seed], 720, *PRESETS["varied"]) for seed in range(args.patients)]
+        drawn = [draw_phantom([17, seed], 720, *PRESETS[args.preset]) for seed in range(args.patients)]
         ours = [patches(frame, rng, 3) for phantom in drawn for frame in phantom.frames[::5]]
         pairs["patches"] = ours, real, 25
     for name, (ours, real, epochs) in pairs.items():
