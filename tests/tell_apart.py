@@ -1,5 +1,6 @@
-"""Can a small network tell our arteries and frames from real ones? python tests/tell_apart.py TREES FRAMES [--patients 60]
-    [--preset kium]
+"""Can a small network tell our arteries and frames from real ones?
+
+    python tests/tell_apart.py TREES FRAMES [--patients 60] [--preset varied]
 
 TREES holds healthy trees as for `tests/measure_arteries.py`, FRAMES real frames as pictures (a folder that does not exist is left
 out). Prints the area under the curve on held-out patients, five seeds each: 0.5 is not at all, 1.0 always.
