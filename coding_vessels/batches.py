@@ -32,9 +32,9 @@ from .preprocessing import Preprocessing, preprocess_frame, preprocess_study
 from .studies import FrameError, Study
 
 # %% auto #0
-__all__ = ['PREPROCESSING_VERSION', 'CELL', 'MASK', 'SQUARE', 'REACH', 'load_study', 'cache_size', 'marks_of', 'load_marks',
-           'Augmentation', 'augment_study', 'draw_maps', 'draw_presence', 'hide_views', 'in_order', 'study_batches',
-           'plain_errors', 'draw_pair', 'pair_targets', 'pair_squares', 'draw_lesson', 'draw_lessons',
+__all__ = ['PREPROCESSING_VERSION', 'CELL', 'MASK', 'HIDDEN', 'UNTOLD', 'SQUARE', 'REACH', 'load_study', 'cache_size', 'marks_of',
+           'load_marks', 'Augmentation', 'augment_study', 'draw_maps', 'draw_presence', 'hide_views', 'in_order',
+           'study_batches', 'plain_errors', 'draw_pair', 'pair_targets', 'pair_squares', 'draw_lesson', 'draw_lessons',
            'phantom_batches', 'square_batches']
 
 # %% ../nbs/04_batches.ipynb #1a0e4e68
@@ -111,8 +111,11 @@ def cache_size(studies: list[Study], settings: Preprocessing, cache: str | Path)
     return len(studies) * each, lacking * each
 
 # %% ../nbs/04_batches.ipynb #0a5bd136
-def marks_of(truth: dict, settings: Preprocessing) -> np.ndarray:
-    "Return the marks of `load_marks`, (n, 5), of a patient's truth: the content of its truth file."
+def marks_of(truth: dict, settings: Preprocessing) -> np.ndarray | None:
+    """Return the marks of `load_marks`, (n, 5), of a patient's truth: the content of its truth file; None if
+    it is not known which location an aneurysm belongs to.
+    """
+    if any(aneurysm['location'] is None for aneurysm in truth['aneurysms']): return None
     rows = []
     for aneurysm in truth['aneurysms']:
         for view in views_of(aneurysm['location']):
@@ -136,7 +139,7 @@ def load_marks(study: Study, settings: Preprocessing = Preprocessing()) -> np.nd
     ndarray, shape (n, 5), float32, or None
         One row for each aneurysm and view that shows it: number of the view, number of the location, x, y
         and radius in pixels.
-        None if the study has no truth file.
+        None if the study has no truth file, or one that does not name an aneurysm's location.
 
     Raises
     ------
@@ -267,16 +270,23 @@ def draw_presence(rng: np.random.Generator) -> np.ndarray:
     return present if present.any() else views == rng.choice(views)
 
 # %% ../nbs/04_batches.ipynb #d08c48c6
+# in place of a label: no view shows the location; it is seen, but nobody said whether an aneurysm is there
+HIDDEN, UNTOLD = -1, -2
+
+
 def hide_views(frames: np.ndarray, labels: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return frames, (8, size, size), and labels, (22,), of a study from which the views that are not
     `present`, (8,), are taken.
 
-    Locations that no view shows are -1, unknown; `Aneurysm` is whether any of the others has one.
+    Locations that no view shows are HIDDEN, others that are -1 in `labels` UNTOLD. `Aneurysm` is whether any
+    location that is seen has one; UNTOLD if that can't be said.
     """
-    assessed = (SHOWN & present).any(axis=1)
-    located = np.where(assessed, labels[1:].astype(np.float32), -1)
+    seen, located = (SHOWN & present).any(axis=1), labels[1:].astype(np.float32)
+    located = np.where(seen, np.where(located < 0, UNTOLD, located), HIDDEN)
+    perhaps = 1 if seen.all() else UNTOLD                  # a location that is hidden may be the one
+    anywhere = 1 if (located == 1).any() else perhaps if (located == UNTOLD).any() else 0
     frames = frames * present[:, None, None].astype(frames.dtype)
-    return frames, np.concatenate([[float((located == 1).any())], located]).astype(np.float32)
+    return frames, np.array([anywhere, *located], np.float32)
 
 # %% ../nbs/04_batches.ipynb #6a0f31d2
 def in_order(pool: Executor, work: Callable, items: Iterable, ahead: int):
@@ -363,8 +373,8 @@ def study_batches(studies: list[Study], settings: Preprocessing = Preprocessing(
     Returns
     -------
     iterable with a length
-        Batches of frames, uint8 (batch, 8, size, size), and a dict: 'labels', float32 (batch, 22), -1 where
-        no view of a location is there, and perhaps 'maps', float32 (batch, 8, size // 16, size // 16, 13).
+        Batches of frames, uint8 (batch, 8, size, size), and a dict: 'labels', float32 (batch, 22), as
+        `hide_views` gives them, and perhaps 'maps', float32 (batch, 8, size // 16, size // 16, 13).
 
     Raises
     ------
@@ -559,7 +569,7 @@ def phantom_batches(lessons: Iterable, seed: int = 0, size: int = 1):
     Yields
     ------
     ndarray, dict
-        Frames, uint8 (2 * size, 8, pixels, pixels), and 'labels', float32 (2 * size, 22), -1 where unknown,
+        Frames, uint8 (2 * size, 8, pixels, pixels), and 'labels', float32 (2 * size, 22), -1 where hidden,
         and 'maps', as in `study_batches`. Each two neighbours are twins.
     """
     uses = _apart((changed for changed, _ in lessons), np.random.default_rng([seed, 2]))

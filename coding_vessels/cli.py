@@ -68,8 +68,10 @@ def check(args: argparse.Namespace) -> int:
                                     partial=True)
     _print_problems(problems)
     lacking = sum(not study.present.all() for study in studies)
-    without = f', {lacking} of them without all views' if lacking else ''
-    print(f'{len(studies)} usable studies{without}, {len(problems)} problems')
+    untold = sum(study.labels is not None and (study.labels < 0).any() for study in studies)
+    kinds = {'without all views': lacking, 'with an aneurysm at an unknown location': untold}
+    of_them = ''.join(f', {count} of them {kind}' for kind, count in kinds.items() if count)
+    print(f'{len(studies)} usable studies{of_them}, {len(problems)} problems')
     return 1 if len(problems) else 0
 
 # %% ../nbs/11_cli.ipynb #5d0c7e3a
@@ -729,8 +731,8 @@ def _add_simulated(verb) -> None:
     verb(project, ('files', dict(nargs='+', help='surfaces (.stl, .ply, .obj, .vtp), label volumes (.nii, '
                                                  '.nii.gz), trees (.swc), in mm')),
          ('--out', dict(required=True, help='new folder of the cohort')),
-         ('--sacs', dict(help='CSV: file, location, and label, or x, y, z, diameter_mm (default: all '
-                              'healthy)')),
+         ('--sacs', dict(help='CSV: file, location (empty if not known), and label, or x, y, z, '
+                              'diameter_mm (default: all healthy)')),
          ('--inlets', dict(help='CSV: file, injection, x, y, z, for what is not found')),
          ('--twins', dict(help='new folder for the same patients without their labelled sacs')),
          ('--axes', dict(default='LPS',

@@ -46,7 +46,8 @@ def read_labels(csv: str | Path, truth: bool = False, partial: bool = False) -> 
     csv : str or Path
         With the column Index and the 22 labels, in any order; numbers from 0 to 1.
     truth : bool
-        Whether these are labels: 0 or 1, with `Aneurysm` 1 exactly when a location is 1.
+        Whether these are labels, as `parse_labels` takes them: 0 or 1; a location at which it is not known
+        whether an aneurysm is may be empty and becomes not-a-number.
     partial : bool
         Whether a location may be empty, because no view showed it; it becomes not-a-number.
 
@@ -66,7 +67,7 @@ def read_labels(csv: str | Path, truth: bool = False, partial: bool = False) -> 
     table = _label_table(csv, truth)
     numbers = table[list(LABELS)].apply(pd.to_numeric, errors='coerce')
     wrong = ~((numbers >= 0) & (numbers <= 1))
-    if partial: wrong[list(LOCATIONS)] &= table[list(LOCATIONS)] != ''
+    if partial or truth: wrong[list(LOCATIONS)] &= table[list(LOCATIONS)] != ''
     if wrong.any(axis=None):
         line, name = wrong.stack().idxmax()
         raise ValueError(f"{csv}, line {line}: {name} is '{table.loc[line, name]}'; "
@@ -151,14 +152,13 @@ def auroc(truth: pd.DataFrame, output: pd.DataFrame) -> float:
 
 # %% ../nbs/08_evaluation.ipynb #ff1f6abf
 def location_accuracy(truth: pd.DataFrame, output: pd.DataFrame) -> float:
-    "Return 1 - sum(abs(truth - output)) / (patients * 21) over the locations."
+    "Return 1 - mean(abs(truth - output)) over all patients' locations that are known."
     names = list(LOCATIONS)
-    return 1 - (float((truth[names] - align(truth, output)[names]).abs().to_numpy().sum())
-                / (len(truth) * len(names)))
+    return 1 - float(np.nanmean((truth[names] - align(truth, output)[names]).abs()))
 
 # %% ../nbs/08_evaluation.ipynb #8a1b98ff
 def read_findings(cohort: str | Path, output: pd.DataFrame, positions: pd.DataFrame) -> pd.DataFrame:
-    """Return what became of every true aneurysm of a simulated cohort.
+    """Return what became of every true aneurysm of a simulated cohort whose location is known.
 
     Parameters
     ----------
@@ -181,7 +181,9 @@ def read_findings(cohort: str | Path, output: pd.DataFrame, positions: pd.DataFr
     for index in output.index:
         truth = json.loads((Path(cohort) / f'truth/{index}.json').read_text(encoding='utf-8'))
         for sac, aneurysm in enumerate(truth['aneurysms']):
-            location, found = aneurysm['location'], bool(output.loc[index, aneurysm['location']] >= 0.5)
+            location = aneurysm['location']
+            if location is None: continue
+            found = bool(output.loc[index, location] >= 0.5)
             for view in views_of(location):
                 seen, key = aneurysm['views'][view], (index, location, view)
                 x, y = places.loc[key] if key in places.index else (np.nan, np.nan)
@@ -244,9 +246,9 @@ def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFr
     -------
     dict
         'patients', 'with aneurysm', 'positive locations'; 'not assessed': locations without a probability,
-        which count as 0; 'figures': score, low, high, and the trivial predictor's; 'calibration error by
-        chance'; 'locations': positives and four figures with intervals; 'calibration'; 'sides'; perhaps
-        'sizes' and 'groups'. A figure or an end that the patients do not allow is None.
+        which count as 0; 'not known': those that the truth leaves open, which don't count; 'figures': score,
+        low, high, and the trivial predictor's; 'calibration error by chance'; 'locations': positives and four
+        figures with intervals; 'calibration'; 'sides'; perhaps 'sizes', 'groups'. What can't be told is None.
     """
     arrays = [align(truth, one).to_numpy(float) for one in (truth, output, probabilities) if one is not None]
     unseen = np.isnan(arrays[-1])
@@ -256,8 +258,8 @@ def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFr
     trivial = trivial_figures(y, ranked=len(arrays) == 3)
     rows = {name: _triple(score, *end) for (name, score), end in zip(figures(*arrays).items(), ends)}
     result = {'patients': len(y), 'with aneurysm': int(y[:, 0].sum()),
-              'positive locations': int(y[:, 1:].sum()), 'not assessed': int(unseen.sum()),
-              'repetitions': repetitions,
+              'positive locations': int((y[:, 1:] == 1).sum()), 'not assessed': int(unseen.sum()),
+              'not known': int(np.isnan(y).sum()), 'repetitions': repetitions,
               'figures': {name: row | {TRIVIAL: _number(trivial[name])} for name, row in rows.items()},
               'calibration error by chance': dict(zip(('mean', 'high'), calibrated_error(risk, repetitions))),
               'locations': _locations(arrays, precisions), 'sides': _sides(y, arrays[1]),
@@ -292,8 +294,8 @@ def _locations(arrays: list[np.ndarray], precisions: np.ndarray) -> dict:
     y, flags, result = arrays[0][:, 1:], arrays[1][:, 1:] >= 0.5, {}
     scores = location_figures(*arrays)
     for i, location in enumerate(LOCATIONS):
-        positive = y[:, i] == 1
-        found, spared = share(flags[positive, i]), share(~flags[~positive, i])
+        positive, negative = (y[:, i] == value for value in (1, 0))
+        found, spared = share(flags[positive, i]), share(~flags[negative, i])
         ends = auroc_interval(y[:, i], arrays[-1][:, i + 1]), precisions[i], found[1:], spared[1:]
         result[location] = {'positives': int(positive.sum())} | {
             name: _triple(score, *end) for name, score, end in zip(LOCATION_FIGURES, scores[i], ends)}
@@ -306,11 +308,11 @@ def _sides(y: np.ndarray, flags: np.ndarray) -> dict:
                      for location in LOCATIONS])
     result = {}
     for name in ('left', 'right', 'midline'):
-        truth, flagged = (array[:, 1:][:, side == name] >= 0.5 for array in (y, flags))
-        patient = np.arange(len(y))[:, None] + 0 * truth
-        result[name] = {'positives': int(truth.sum()),
-                        'sensitivity': _triple(*share(flagged[truth], patient[truth])),
-                        'specificity': _triple(*share(~flagged[~truth], patient[~truth]))}
+        truth, flagged = y[:, 1:][:, side == name], flags[:, 1:][:, side == name] >= 0.5
+        sick, healthy = (np.nonzero(truth == value) for value in (1, 0))
+        result[name] = {'positives': len(sick[0]),
+                        'sensitivity': _triple(*share(flagged[sick], sick[0])),
+                        'specificity': _triple(*share(~flagged[healthy], healthy[0]))}
     return result
 
 # %% ../nbs/08_evaluation.ipynb #e4c70c32
@@ -445,13 +447,12 @@ def with_reader(truth: pd.DataFrame, output: pd.DataFrame, read: pd.DataFrame) -
         specificity over places, alone and with the reader, each with score, low and high.
     """
     names = list(LOCATIONS)
-    y, alone, both = ((table[names] >= 0.5).to_numpy()
-                      for table in (truth, align(truth, output), align(truth, read)))
-    patients = np.repeat(np.arange(len(y)), len(names)).reshape(y.shape)
+    alone, both = ((align(truth, table)[names] >= 0.5).to_numpy() for table in (output, read))
+    sick, healthy = (np.nonzero(truth[names].to_numpy() == value) for value in (1, 0))
     rows = {}
     for who, flags in (('network alone', alone), ('with the reader', both)):
-        rows[f'sensitivity, {who}'] = _triple(*share(flags[y], patients[y]))
-        rows[f'specificity, {who}'] = _triple(*share(~flags[~y], patients[~y]))
+        rows[f'sensitivity, {who}'] = _triple(*share(flags[sick], sick[0]))
+        rows[f'specificity, {who}'] = _triple(*share(~flags[healthy], healthy[0]))
     return {'kept': int((alone & both).sum()), 'rejected': int((alone & ~both).sum()),
             'added': int((both & ~alone).sum()), 'kappa': _number(_kappa(alone, both)), 'figures': rows}
 
@@ -489,9 +490,9 @@ def describe(record: dict) -> str:
              f"{record['positive locations']} positive locations",
              f'{"":<34}score   95 % interval       {TRIVIAL}']
     lines += [f'{line(name, row)}   {show(row[TRIVIAL])}' for name, row in record['figures'].items()]
-    if record['not assessed']:
-        lines.append(f"{record['not assessed']} locations were not assessed, because no view shows them; "
-                     'they count as probability 0')
+    unsure = {'not assessed': 'were not assessed, because no view shows them; they count as probability 0',
+              'not known': 'are not known, because the truth leaves them empty; they count nowhere'}
+    lines += [f'{record[name]} locations {why}' for name, why in unsure.items() if record.get(name)]
     by_chance = record['calibration error by chance']
     lines.append('calibration error of a calibrated prediction, by chance: '
                  f'{by_chance["mean"]:.4f} on average, at most {by_chance["high"]:.4f} in 95 of 100 cohorts')

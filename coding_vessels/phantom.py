@@ -60,7 +60,7 @@ class Phantom:
     "One simulated patient: eight frames and the truth about them."
     frames: list[np.ndarray]       # eight of (height, width), uint8, in the order of VIEWS
     masks: list[np.ndarray]        # eight of (height, width), uint8: 0 nothing, 1 vessel, 2 aneurysm
-    labels: np.ndarray             # (22,), uint8, in the order of LABELS
+    labels: np.ndarray             # (22,), int, in the order of LABELS; -1 where not known
     aneurysms: list[dict]          # what and where each is, in mm, and in each view, in pixels
     scales: list[float]            # of each frame: mm a pixel where the carotid arteries end
     quality: int                   # of the JPEG files

@@ -604,7 +604,7 @@ def tubes_of(tree: Tree) -> Tubes:
 @dataclass
 class Sac:
     "Where an aneurysm is: a number in the label volume, or a point and a diameter."
-    location: str                         # one of LOCATIONS
+    location: str | None                  # one of LOCATIONS; None if it is not known
     label: int | None = None
     point: tuple | None = None            # mm, x to the left, y to the back, z up
     diameter: float | None = None         # mm
@@ -636,7 +636,7 @@ def place_tree(tree: Tree, inlets: dict | None = None) -> Head:
 # %% ../nbs/01d_projection.ipynb #f7a19ec1
 def _within(volume: Volume, points: np.ndarray, cells: np.ndarray, sac: Sac) -> np.ndarray:
     "Return which cubes belong to a sac, (m,), bool."
-    if sac.location not in LOCATIONS:
+    if sac.location not in (None, *LOCATIONS):
         raise ValueError(f"'{sac.location}' is no location; use one of {', '.join(LOCATIONS)}.")
     if sac.label is not None:
         inside = (np.zeros(len(cells), bool) if volume.labels is None
@@ -659,21 +659,31 @@ def _diameter(points: np.ndarray) -> float:
     return float(pdist(points).max(initial=0))
 
 # %% ../nbs/01d_projection.ipynb #67959359
-def _describe(sac: Sac, points: np.ndarray, amounts: np.ndarray, filling: np.ndarray,
-              spacing: float) -> Aneurysm:
-    "Return a sac's truth; it fills as its neck does, and at least where its location ordinarily shows."
-    shown = {view[:2] for view in views_of(sac.location)}
-    own = max(share for name, share in zip(INJECTIONS, filling) if name in shown)
-    crosses = sac.location.endswith(('ACA', 'ACOM'))               # one side may fill both
-    if own < 0.05 and max(filling) > 0.5 and not crosses:
-        raise ValueError(f'a sac of {sac.location} is filled by {INJECTIONS[int(np.argmax(filling))]} only; '
-                         'see its side, and where the axes point.')
+def _brought(location: str | None, filling: np.ndarray) -> dict[str, float]:
+    """Return the contrast that each injection brings to a sac: as to its neck, and all of it where its
+    location ordinarily shows.
+    """
+    shown = {view[:2] for view in views_of(location)} if location else set()
     brought = {name: 1.0 if name in shown else float(share)
                for name, share in zip(INJECTIONS, filling) if name in shown or share > 0.2}
+    if not brought:
+        raise ValueError('a sac is filled by no injection; see where it lies, or write its location.')
+    crosses = not location or location.endswith(('ACA', 'ACOM'))   # one side may fill both
+    own = max((share for name, share in zip(INJECTIONS, filling) if name in shown), default=0)
+    if own < 0.05 and max(filling) > 0.5 and not crosses:
+        raise ValueError(f'a sac of {location} is filled by {INJECTIONS[int(np.argmax(filling))]} only; '
+                         'see its side, and where the axes point.')
+    return brought
+
+
+def _describe(sac: Sac, points: np.ndarray, amounts: np.ndarray, filling: np.ndarray,
+              spacing: float) -> Aneurysm:
+    "Return a sac's truth."
     centre = (np.average(points, axis=0, weights=amounts) if sac.point is None
               else np.asarray(sac.point, float))
-    return Aneurysm(sac.location, sac.location.split('_')[-1], 'saccular', centre, [],
-                    sac.diameter or _diameter(points) + spacing, None, brought)
+    host = sac.location and sac.location.split('_')[-1]
+    return Aneurysm(sac.location, host, 'saccular', centre, [],
+                    sac.diameter or _diameter(points) + spacing, None, _brought(sac.location, filling))
 
 # %% ../nbs/01d_projection.ipynb #04606e69
 def place_volume(volume: Volume, sacs: list[Sac] = (), inlets: dict | None = None) -> Head:
@@ -745,7 +755,8 @@ def film_head(head: Head, seed: int | Sequence[int], size: int | tuple[int, int]
         frames.append(frame)
         masks.append(mask * seen)
     flagged = {aneurysm.location for aneurysm, _ in head.sacs}
-    labels = np.array([bool(flagged), *(location in flagged for location in LOCATIONS)], np.uint8)
+    others = -1 if None in flagged else 0                          # a sac may be at any of them
+    labels = np.array([bool(flagged), *(1 if location in flagged else others for location in LOCATIONS)])
     described = [_truth(aneurysm, views) for (aneurysm, _), views in zip(head.sacs, truths)]
     return Phantom(frames, masks, labels, described, scales, int(machine.integers(*scanner.jpeg_quality)),
                    bool(machine.random() < scanner.colour))
@@ -777,20 +788,20 @@ def _read_sacs(path, sources: list[Path], axes: str) -> dict[str, list[Sac]]:
     "Return the sacs of each file."
     sacs, table = {}, _read_table(path, ['file', 'location'], sources)
     for k, row in enumerate(table.to_dict('records')):
-        if row['location'] not in LOCATIONS:
+        location = row['location'] if pd.notna(row['location']) else None
+        if location not in (None, *LOCATIONS):
             raise ValueError(f"{path}, row {k + 2}: '{row['location']}' is no location; "
-                             f"use one of {', '.join(LOCATIONS)}.")
+                             f"use one of {', '.join(LOCATIONS)}, or leave it empty.")
         if row['file'].lower().endswith(TREES):
             raise ValueError(f'{path}, row {k + 2}: a tree holds no sac; give a surface or a label volume.')
         if pd.notna(row.get('label')):
-            sac = Sac(row['location'], label=int(_numbers(path, k + 2, row, ['label'])[0]))
+            sac = Sac(location, label=int(_numbers(path, k + 2, row, ['label'])[0]))
         else:
             *point, diameter = _numbers(path, k + 2, row, ['x', 'y', 'z', 'diameter_mm'])
             if diameter <= 0:
                 raise ValueError(f'{path}, row {k + 2}: diameter_mm is {diameter}; give millimetres.')
-            sac = Sac(row['location'],
-                      point=tuple(turn_axes(np.array([point]), _axes_of(row['file'], axes))[0]),
-                      diameter=diameter)
+            place = turn_axes(np.array([point]), _axes_of(row['file'], axes))[0]
+            sac = Sac(location, point=tuple(place), diameter=diameter)
         sacs.setdefault(row['file'], []).append(sac)
     return sacs
 
@@ -869,7 +880,7 @@ def _write_head(folders: list[Path], index: str, source: Path, sacs: list, inlet
         truth = {'index': index, 'seed': seed, 'size': list(drawn.frames[0].shape[::-1]),
                  'aneurysms': drawn.aneurysms}
         (folder / 'truth' / f'{index}.json').write_text(json.dumps(truth, indent=1), encoding='utf-8')
-        rows.append(([index, *drawn.labels.tolist()], drawn.scales))
+        rows.append(([index, *('' if label < 0 else label for label in drawn.labels.tolist())], drawn.scales))
     return rows, (head.filling > 0.5).mean(axis=0).round(3)
 
 # %% ../nbs/01d_projection.ipynb #01pr0001

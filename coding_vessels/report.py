@@ -85,7 +85,8 @@ def _places(reading, known) -> list[dict]:
         place = {'name': name, 'title': LOCATION_NAMES[name], 'x': MAP[name][0], 'y': MAP[name][1]}
         place |= {'assessed': not np.isnan(p), 'probability': float(np.nan_to_num(p))}
         place |= {'threshold': float(threshold), 'flagged': name in reading.flagged}
-        places.append(place | {'true': known is not None and bool(known[name])})
+        told = 0 if known is None else known[name]
+        places.append(place | {'true': bool(told == 1), 'open': bool(np.isnan(told))})
     return places
 
 # %% ../nbs/10_report.ipynb #10la0001

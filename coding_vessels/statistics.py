@@ -20,20 +20,22 @@ __all__ = ['aurocs', 'average_precision', 'sensitivity_at_specificity', 'calibra
 
 # %% ../nbs/07c_statistics.ipynb #3280088f
 def aurocs(y: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """Return the area under the ROC curve of each column, (k,), of labels 0 or 1 and probabilities, both
-    (n, k); not-a-number where there is one class only.
+    """Return the area under the ROC curve of each column, (k,), of labels and probabilities, both (n, k);
+    not-a-number where there is one class only. Labels are 0 or 1, or not-a-number: these don't count.
     """
-    positives = y.sum(axis=0)
-    pairs = positives * (len(y) - positives)
+    positives, negatives = ((y == value).sum(axis=0) for value in (1, 0))
+    pairs = positives * negatives
     # Mann and Whitney's U, ties count half
-    above = (rankdata(p, axis=0) * y).sum(axis=0) - positives * (positives + 1) / 2
+    ranks = rankdata(np.where(np.isnan(y), np.nan, p), axis=0, nan_policy='omit')
+    above = np.where(y == 1, ranks, 0).sum(axis=0) - positives * (positives + 1) / 2
     return np.where(pairs > 0, above / np.maximum(pairs, 1), np.nan)
 
 # %% ../nbs/07c_statistics.ipynb #e8d139ab
 def average_precision(y: np.ndarray, p: np.ndarray) -> float:
-    """Return the mean precision over all thresholds of labels 0 or 1 and probabilities, both (n,);
-    not-a-number without positives.
+    """Return the mean precision over all thresholds of labels and probabilities, both (n,); not-a-number
+    without positives. Labels are 0 or 1, or not-a-number: these don't count.
     """
+    y, p = y[~np.isnan(y)], p[~np.isnan(y)]
     order = np.argsort(-p, kind='stable')
     # equal probabilities share a threshold
     y, last = y[order], np.append(np.diff(p[order]) != 0, True)
@@ -87,7 +89,8 @@ def figures(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = None,
     Parameters
     ----------
     y : ndarray, shape (n, 22)
-        True labels, 0 or 1, in the order of LABELS.
+        True labels, 0 or 1, in the order of LABELS; a location that is not known, not-a-number, doesn't
+        count.
     flags : ndarray, shape (n, 22)
         Probability of `Aneurysm`, then the locations' flags, 0 or 1; a number from 0.5 counts as a flag.
     p : ndarray, shape (n, 22), optional
@@ -101,16 +104,17 @@ def figures(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = None,
         Name and number; not-a-number where the patients do not allow it.
     """
     any_true, risk, called = y[:, 0] == 1, flags[:, 0], (flags[:, 1:] >= 0.5).any(axis=1)
-    share = lambda who, whom: float(who[whom].mean()) if whom.any() else float('nan')
+    share = lambda hits, where: float(hits[where].mean()) if where.any() else float('nan')
+    right, known = 1 - np.abs(y[:, 1:] - flags[:, 1:]), ~np.isnan(y[:, 1:])
     result = {'AUROC': float(aurocs(y[:, :1], flags[:, :1])[0]),
-              'location accuracy': 1 - float(np.abs(y[:, 1:] - flags[:, 1:]).mean()),
+              'location accuracy': share(right, known),
               'sensitivity': share(called, any_true), 'specificity': share(~called, ~any_true),
               'sensitivity at 0.9 specificity': sensitivity_at_specificity(y[:, 0], risk),
               'Brier score': float(((risk - y[:, 0]) ** 2).mean()),
               'calibration error': calibration_error(y[:, 0], risk)}
     if p is None: return result
     places, areas = range(1, y.shape[1]), aurocs(y[:, 1:], p[:, 1:])
-    precisions = [average_precision(y[:, i], p[:, i]) for i in places if y[:, i].sum() >= least]
+    precisions = [average_precision(y[:, i], p[:, i]) for i in places if (y[:, i] == 1).sum() >= least]
     nan = float('nan')
     return result | {'mean location AUROC': float(np.nanmean(areas)) if np.isfinite(areas).any() else nan,
                      'pooled location AUROC': float(aurocs(y[:, 1:].reshape(-1, 1),
@@ -123,10 +127,10 @@ def location_figures(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = No
     """Return AUROC, average precision, sensitivity and specificity of each location, (21, 4), from arrays as
     `figures` takes them.
     """
-    positive, flagged = y[:, 1:] == 1, flags[:, 1:] >= 0.5
+    positive, negative, flagged = y[:, 1:] == 1, y[:, 1:] == 0, flags[:, 1:] >= 0.5
     with np.errstate(invalid='ignore'):
         found = (positive & flagged).sum(axis=0) / positive.sum(axis=0)
-        spared = (~positive & ~flagged).sum(axis=0) / (~positive).sum(axis=0)
+        spared = (negative & ~flagged).sum(axis=0) / negative.sum(axis=0)
     if p is None: return np.stack([found * np.nan] * 2 + [found, spared], axis=1)
     precisions = [average_precision(truth, risk) for truth, risk in zip(y[:, 1:].T, p[:, 1:].T)]
     return np.stack([aurocs(y[:, 1:], p[:, 1:]), precisions, found, spared], axis=1)
@@ -263,14 +267,15 @@ def figure_intervals(y: np.ndarray, flags: np.ndarray, p: np.ndarray | None = No
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', RuntimeWarning)           # a score that no draw has: not-a-number
         variance = np.nanvar(bootstrap(both, arrays, repetitions), axis=0, ddof=1)
-    positives, count = np.maximum(y.sum(axis=0), 1), len(names)
+    positives, count = np.maximum((y == 1).sum(axis=0), 1), len(names)
     variance[count:] = np.fmax(variance[count:], (score * (1 - score))[count:] / 2 / positives[1:])
     fewest = np.append(np.full(count, positives[0]), positives[1:])
     ends = np.stack(wilson(score, trials_of(score, variance, fewest)), axis=1)
-    called, wrong = (flags[:, 1:] >= 0.5).any(axis=1), np.abs(y[:, 1:] - flags[:, 1:])
+    called, told = (flags[:, 1:] >= 0.5).any(axis=1), ~np.isnan(y[:, 1:])
+    right = 1 - np.abs(y[:, 1:] - flags[:, 1:])
     known = {'AUROC': auroc_interval(y[:, 0], flags[:, 0]), 'sensitivity': share(called[y[:, 0] == 1])[1:],
              'specificity': share(~called[y[:, 0] == 0])[1:], 'calibration error': (np.nan, np.nan),
-             'location accuracy': share(1 - wrong.ravel(), np.arange(len(y)).repeat(wrong.shape[1]))[1:]}
+             'location accuracy': share(right[told], np.nonzero(told)[0])[1:]}
     for name, values in known.items(): ends[names.index(name)] = values
     return ends[:count], ends[count:]
 
@@ -289,7 +294,8 @@ def trivial_figures(y: np.ndarray, ranked: bool = True, orders: int = 100) -> di
         Whether to return the figures of the locations' rankings too.
     orders : int
     """
-    same = np.tile(y.mean(axis=0), (len(y), 1))
+    prevalence = (y == 1).sum(axis=0) / np.maximum((~np.isnan(y)).sum(axis=0), 1)
+    same = np.tile(prevalence, (len(y), 1))
     flags = same * (np.arange(y.shape[1]) == 0)
     rng, drawn = np.random.default_rng(0), []
     for _ in range(orders):

@@ -49,7 +49,7 @@ class Study:
     "One patient: where the frames lie and, if known, the 22 labels."
     index: str                    # as written in the CSV, for example '0042'
     frames: Sequence[Path | None]     # eight files in the order of VIEWS; None for a view that was not filmed
-    labels: np.ndarray | None     # (22,) uint8 in the order of LABELS; None if unknown
+    labels: np.ndarray | None     # (22,) int8 in the order of LABELS, -1 where not known; None without any
     truth: Path | None = None     # of a simulated patient: the JSON file that says where the aneurysms lie
     scales: Mapping[str, tuple[float, str]] | None = None     # by view: mm a pixel, and what they come from
 
@@ -314,12 +314,18 @@ def read_table(csv: str | Path, key: str = 'Index') -> pd.DataFrame:
 
 # %% ../nbs/02_studies.ipynb #f06e73f6
 def parse_labels(row: pd.Series) -> tuple[np.ndarray | None, list[tuple[str, str]]]:
-    "Return the 22 labels of a row, or None, and a list of (problem, mend)."
-    wrong = [f'{name}={row[name]!r}' for name in LABELS if row[name] not in ('0', '1', '0.0', '1.0')]
+    """Return the 22 labels of a row, or None, and a list of (problem, mend).
+
+    Where it is not known at which place an aneurysm is, the places in question are empty, -1.
+    """
+    sick = row['Aneurysm'] in ('1', '1.0')
+    empty = {name for name in LOCATIONS if sick and row[name] == ''}
+    wrong = [f'{name}={row[name]!r}' for name in LABELS
+             if name not in empty and row[name] not in ('0', '1', '0.0', '1.0')]
     if wrong: return None, [(f'labels are not 0 or 1: {", ".join(wrong)}', 'write 0 or 1')]
-    labels = np.array([float(row[name]) for name in LABELS]).astype(np.uint8)
-    flagged = [name for name, label in zip(LOCATIONS, labels[1:]) if label]
-    if labels[0] != bool(flagged):
+    labels = np.array([-1 if name in empty else float(row[name]) for name in LABELS]).astype(np.int8)
+    flagged = [name for name, label in zip(LOCATIONS, labels[1:]) if label == 1]
+    if labels[0] != bool(flagged or empty):
         says = f'Aneurysm is {labels[0]} but ' + (f'{", ".join(flagged)} flagged' if flagged
                                                   else 'no location is flagged')
         return None, [(says, 'make Aneurysm 1 exactly when a location is 1')]
@@ -484,7 +490,7 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
 # %% ../nbs/02_studies.ipynb #ae2ea469
 def split_studies(studies: list[Study], shares: tuple[float, ...] = (0.7, 0.15, 0.15),
                   seed: int = 0) -> list[list[Study]]:
-    """Return the studies dealt into parts, stratified by the rarest location flagged.
+    """Return the studies dealt into parts, stratified by the rarest location flagged, or that there is none.
 
     Parameters
     ----------
@@ -509,10 +515,10 @@ def split_studies(studies: list[Study], shares: tuple[float, ...] = (0.7, 0.15, 
         raise ValueError(f'the shares {shares} do not add up to 1.')
     if any(study.labels is None for study in studies):
         raise ValueError('a split needs labels; read the cohort with labelled=True.')
-    flags = np.array([study.labels[1:] for study in studies]).reshape(-1, len(LOCATIONS))
-    counts = flags.sum(axis=0)
+    labels = np.array([study.labels for study in studies], int).reshape(-1, len(LABELS))
+    flags, counts = labels[:, 1:] == 1, (labels[:, 1:] == 1).sum(axis=0)
     strata = np.where(flags.any(axis=1),
-                      np.where(flags, counts, counts.max(initial=0) + 1).argmin(axis=1), -1)
+                      np.where(flags, counts, counts.max(initial=0) + 1).argmin(axis=1), -1 - labels[:, 0])
     order = np.random.default_rng(seed).permutation(len(studies))
     sizes = np.array([(strata == stratum).sum() for stratum in strata])
     parts = [[] for _ in shares]

@@ -27,7 +27,8 @@ from tqdm import tqdm
 from . import __version__
 from .anatomy import LABELS, LOCATIONS
 from .attention import LOOK, look_maps
-from .batches import CELL, Augmentation, cache_size, plain_errors, study_batches
+from .batches import (
+    CELL, HIDDEN, UNTOLD, Augmentation, cache_size, plain_errors, study_batches)
 from .devices import (agree, devices_for, from_first, on_one_device, process, spread,
                                     together)
 from .files import locked, whole
@@ -45,28 +46,29 @@ __all__ = ['PRECISIONS', 'PRESETS', 'SHARES', 'positive_weights', 'even_loss', '
 # %% ../nbs/07_training.ipynb #a32dc0b4
 def positive_weights(studies: list[Study], bound: float = 10.0) -> np.ndarray:
     "Return what a positive of each label weighs, (22,): the root of negatives per positive, 1 to `bound`."
-    positives = np.sum([study.labels for study in studies], axis=0)
-    ratio = (len(studies) - positives) / np.maximum(positives, 1)
+    labels = np.array([study.labels for study in studies])
+    positives, negatives = ((labels == value).sum(axis=0) for value in (1, 0))
+    ratio = negatives / np.maximum(positives, 1)
     return np.clip(np.sqrt(ratio), 1, bound).astype(np.float32)
 
 
 # %% ../nbs/07_training.ipynb #cced909c
-def _aneurysm(scores, known):
-    "Return the logarithms of the probabilities of no aneurysm and of any, both (batch,)."
+def _aneurysm(scores, seen):
+    "Return the logarithms of the probabilities of no aneurysm and of any where it is seen, both (batch,)."
     if scores.shape[-1] == len(LABELS): return ops.log_sigmoid(-scores[:, 0]), ops.log_sigmoid(scores[:, 0])
-    none = ops.sum(ops.log_sigmoid(-scores) * known, axis=-1)
+    none = ops.sum(ops.log_sigmoid(-scores) * seen, axis=-1)
     return none, ops.log(-ops.expm1(ops.minimum(none, -1e-30)))
 
 # %% ../nbs/07_training.ipynb #ed095706
 def even_loss(labels, scores):
-    "Return the cross-entropy of labels, -1 where unknown, and scores, both (batch, 22); all count the same."
+    "Return the cross-entropy of labels and scores, both (batch, 22); what is not known does not count."
     known = ops.cast(labels >= 0, scores.dtype)
     each = known * (ops.softplus(scores) - labels * scores)
     return ops.sum(each, axis=-1) / ops.maximum(ops.sum(known, axis=-1), 1)
 
 # %% ../nbs/07_training.ipynb #2c90267a
 def label_loss(weights: np.ndarray, twins: bool = False):
-    """Return a loss for labels, (batch, 22), -1 where unknown, and scores, (batch, 21 or 22).
+    """Return a loss for labels of `hide_views`, (batch, 22), and scores, (batch, 21 or 22).
 
     Parameters
     ----------
@@ -76,11 +78,13 @@ def label_loss(weights: np.ndarray, twins: bool = False):
         Whether each two neighbours of a batch are twins; then the sick one is held above the other, too.
     """
     def loss(labels, scores):
-        known, truth = ops.cast(labels[:, 1:] >= 0, scores.dtype), ops.maximum(labels, 0)
-        (none, some), scores = _aneurysm(scores, known), scores[:, -len(LOCATIONS):]
+        seen, told = (ops.cast(known, scores.dtype) for known in (labels[:, 1:] != HIDDEN, labels >= 0))
+        (none, some), scores = _aneurysm(scores, seen), scores[:, -len(LOCATIONS):]
+        truth, known = ops.maximum(labels, 0), told[:, 1:]
         sick, healthy = (ops.log_sigmoid(way * scores) * known for way in (1, -1))
         each = -(weights[1:] * truth[:, 1:] * sick + (1 - truth[:, 1:]) * healthy)
-        total = ops.mean(each, axis=-1) - weights[0] * truth[:, 0] * some - (1 - truth[:, 0]) * none
+        overall = -(weights[0] * truth[:, 0] * some + (1 - truth[:, 0]) * none) * told[:, 0]
+        total = ops.mean(each, axis=-1) + overall
         if not twins: return total
         differ = (truth[0::2, 1:] - truth[1::2, 1:]) * known[0::2] * known[1::2]
         rank = ops.softplus(differ * (scores[1::2] - scores[0::2])) * ops.abs(differ)
@@ -338,17 +342,21 @@ def fit_calibration(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
     scores : ndarray, shape (n, 21) or (readings, n, 21)
         Before any sigmoid. Of several readings the probabilities are averaged.
     labels : ndarray, shape (n, 22)
-        In the order of LABELS; -1 where unknown.
+        As `hide_views` gives them.
     """
-    scores, sick, known = scores.reshape(-1, *scores.shape[-2:]), labels == 1, labels >= 0
+    scores, sick = scores.reshape(-1, *scores.shape[-2:]), labels == 1
+    seen, weight = labels[:, 1:] != HIDDEN, (labels >= 0).astype(float)
+    ill = labels[:, 0] != 0
+    # the locations of healthy patients are always told: they count as often as those of the others are
+    weight[~ill, 1:] *= (labels[ill, 1:] != UNTOLD).all(axis=1).mean() if ill.any() else 1
 
     def cost(free):
         z = np.exp(free[0]) * scores + free[1] + free[2:][_VESSEL]
         each = expit(-z)  # chance of no aneurysm there, and of none at all
-        none = np.where(known[:, 1:], each, 1).prod(axis=2, keepdims=True)
+        none = np.where(seen, each, 1).prod(axis=2, keepdims=True)
         healthy = np.concatenate([none, each], axis=2).mean(axis=0)
         prior = free[0] ** 2 + (free[1] / 10) ** 2 + ((free[2:] / 3) ** 2).sum()
-        return -(np.log(np.where(sick, 1 - healthy, healthy) + 1e-12) * known).sum() + 0.5 * prior
+        return -(np.log(np.where(sick, 1 - healthy, healthy) + 1e-12) * weight).sum() + 0.5 * prior
 
     start, bounds = np.zeros(3 + _VESSEL.max()), [(-2, 2)] + [(-50, 50)] * (2 + _VESSEL.max())
     best = minimize(cost, start, method='L-BFGS-B', bounds=bounds).x
@@ -411,8 +419,9 @@ def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cac
     scores = np.stack(each).astype(float)
     layer, (slope, offset) = model.get_layer('calibration'), fit_calibration(scores, labels)
     probabilities = expit(slope * scores + offset).mean(axis=0)
-    probabilities[labels[:, 1:] < 0] = 0                    # not assessed, so never flagged
-    thresholds = choose_thresholds(probabilities, labels[:, 1:] == 1, specificity)
+    probabilities[labels[:, 1:] == HIDDEN] = 0              # not assessed, so never flagged
+    told = (labels[:, 1:] != UNTOLD).all(axis=1)            # of the others flags can't be judged
+    thresholds = choose_thresholds(probabilities[told], labels[told, 1:] == 1, specificity)
     layer.slope.assign(slope)
     layer.offset.assign(offset)
     layer.threshold.assign(thresholds)
@@ -485,10 +494,10 @@ def training_batches(model: keras.Model, studies: list[Study], settings: Setting
 
 # %% ../nbs/07_training.ipynb #07anyane
 def _any_aneurysm(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    "Return the probability of an aneurysm at a place that is known, (n,), from both, (n, 22)."
-    known = labels[:, 1:] >= 0
-    seen = 1 - np.where(known, 1 - probabilities[:, 1:], 1).prod(axis=1)
-    return np.where(known.all(axis=1), probabilities[:, 0], seen)
+    "Return the probability of an aneurysm at a place that is seen, (n,), from both, (n, 22)."
+    seen = labels[:, 1:] != HIDDEN
+    some = 1 - np.where(seen, 1 - probabilities[:, 1:], 1).prod(axis=1)
+    return np.where(seen.all(axis=1), probabilities[:, 0], some)
 
 # %% ../nbs/07_training.ipynb #93f2ab09
 def validate(learner: keras.Model, studies: list[Study], settings: Settings, losses: dict,
@@ -520,9 +529,10 @@ def validate(learner: keras.Model, studies: list[Study], settings: Settings, los
         rows += [each] * len(frames)
         sick += targets['labels'][:, 0].tolist()
         chance += _any_aneurysm(np.asarray(answer['probabilities'], float), targets['labels']).tolist()
-    means = dict(zip(losses, np.mean(rows, axis=0)))
-    told = len(set(sick)) == 2 and np.isfinite(chance).all()
-    auroc = float(roc_auc_score(sick, chance)) if told else np.nan
+    means, told = dict(zip(losses, np.mean(rows, axis=0))), np.array(sick) >= 0
+    sick, chance = np.array(sick)[told], np.array(chance)[told]
+    both = len(set(sick)) == 2 and np.isfinite(chance).all()
+    auroc = float(roc_auc_score(sick, chance)) if both else np.nan
     total = float(sum(SHARES[name] * mean for name, mean in means.items()))
     return {'val_loss': total} | {f'val_{name}_loss': float(mean) for name, mean in means.items()} | {
         'val_auroc': auroc}

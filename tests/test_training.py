@@ -329,6 +329,39 @@ def test_folds_predict_whom_they_have_not_seen(cohort, tmp_path, capsys, monkeyp
     assert not np.allclose(both[1].iloc[:, 1:], both[2].iloc[:, 1:], atol=1e-3)
 
 
+def test_patients_of_whom_nobody_said_where(cohort, tmp_path, capsys, monkeypatch):
+    """Empty locations from check to train, page and scores; the figures of patients are those of the full table."""
+    from coding_vessels import training
+    from coding_vessels.anatomy import LOCATIONS
+    from coding_vessels.cli import main
+
+    monkeypatch.setattr(training, "build_model", readable_network)
+    table, files = pd.read_csv(cohort / "groundtruth.csv", dtype=str), ["--images", str(cohort)]
+    sick = table.index[table.Aneurysm == "1"][::2]
+    table.loc[sick, list(LOCATIONS)] = ""
+    truth = tmp_path / "groundtruth.csv"
+    table.to_csv(truth, index=False)
+    assert main(["check", "--csv", str(truth), *files]) == 0
+    said = f"20 usable studies, {len(sick)} of them with an aneurysm at an unknown location, 0 problems"
+    assert said in capsys.readouterr().out
+    assert main(["train", "--csv", str(truth), *files, "--out", str(tmp_path / "run"), "--size", "64", "--epochs", "1"]) == 0
+    history = pd.read_csv(tmp_path / "run/history.csv")
+    assert np.isfinite(history[["loss", "val_loss"]]).all(axis=None)
+    out, page = tmp_path / "output.csv", tmp_path / "page.html"
+    reading = ["--csv", str(truth), *files, "--model", str(tmp_path / "run/best.keras"), "--engine", "keras", "--out", str(out)]
+    assert main(["predict", *reading, "--report", str(page), "--truth", str(truth)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.count("location not known") == len(sick) + 1 and text.count(">not known<") == 21 * len(sick)    # and in Korean
+    records = []
+    for name in (truth, cohort / "groundtruth.csv"):
+        assert main(["evaluate", "--truth", str(name), "--output", str(out), "--out", str(tmp_path / name.parent.name)]) == 0
+        records.append(json.loads((tmp_path / name.parent.name / "scores.json").read_text()))
+    assert [record["not known"] for record in records] == [21 * len(sick), 0]
+    one, other = (record["figures"] for record in records)
+    assert one["AUROC"] == other["AUROC"] and one["specificity"] == other["specificity"]
+    assert f"{21 * len(sick)} locations are not known" in capsys.readouterr().out
+
+
 def run(reading, name, chosen):
     """Predict with the chosen models and return where the probabilities are."""
     import tempfile
