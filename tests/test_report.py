@@ -376,7 +376,11 @@ def test_phone_and_paper(page):
     few = page.locator("#list tr:is([data-flagged='1'], [data-flagged='2'])").first.get_attribute("data-patient")
     page.evaluate(f"location.hash = '{few}'")
     page.locator(f"#{few} table.risk").wait_for(state="visible")
-    assert len(re.findall(rb"/Type\s*/Page\b(?!s)", page.pdf(format="A4", prefer_css_page_size=True))) == 1  # with its clinical scores
+    sheets = lambda: len(re.findall(rb"/Type\s*/Page\b(?!s)", page.pdf(format="A4", prefer_css_page_size=True)))
+    assert sheets() == 1  # with its clinical scores
+    for _ in range(8):  # and with the scores of more findings
+        page.evaluate(f"const last = document.querySelector('#{few} table.risk tbody tr:last-child'); last.after(last.cloneNode(true))")
+        assert sheets() == 1
 
 
 def test_frames_of_many_patients_lie_beside_the_page(page, folder, tmp_path, monkeypatch, capsys):
