@@ -351,6 +351,7 @@ def test_patients_of_whom_nobody_said_where(cohort, tmp_path, capsys, monkeypatc
     reading = ["--csv", str(truth), *files, "--model", str(tmp_path / "run/best.keras"), "--engine", "keras", "--out", str(out)]
     assert main(["predict", *reading, "--report", str(page), "--truth", str(truth)]) == 0
     text = page.read_text(encoding="utf-8")
+    assert f"{21 * len(sick)} locations are not known and count nowhere." in text
     assert text.count("location not known") == len(sick) + 1 and text.count(">not known<") == 21 * len(sick)    # and in Korean
     records = []
     for name in (truth, cohort / "groundtruth.csv"):
