@@ -496,7 +496,7 @@ def describe(record: dict) -> str:
     by_chance = record['calibration error by chance']
     lines.append('calibration error of a calibrated prediction, by chance: '
                  f'{by_chance["mean"]:.4f} on average, at most {by_chance["high"]:.4f} in 95 of 100 cohorts')
-    if 'sizes' in record: lines.append('found, by diameter')
+    if any(row['aneurysms'] for row in record.get('sizes', {}).values()): lines.append('found, by diameter')
     for size, row in record.get('sizes', {}).items():
         found = row | {'score': row['found']}
         if row['aneurysms']: lines.append(line(f'  {size}, of {row["aneurysms"]}', found))

@@ -36,11 +36,12 @@ def average_precision(y: np.ndarray, p: np.ndarray) -> float:
     without positives. Labels are 0 or 1, or not-a-number: these don't count.
     """
     y, p = y[~np.isnan(y)], p[~np.isnan(y)]
+    if not y.any(): return float('nan')
     order = np.argsort(-p, kind='stable')
     # equal probabilities share a threshold
     y, last = y[order], np.append(np.diff(p[order]) != 0, True)
     found, called = y.cumsum()[last], np.flatnonzero(last) + 1
-    return float((np.diff(found, prepend=0) * found / called).sum() / y.sum()) if y.any() else float('nan')
+    return float((np.diff(found, prepend=0) * found / called).sum() / y.sum())
 
 # %% ../nbs/07c_statistics.ipynb #7f3a82e5
 def sensitivity_at_specificity(y: np.ndarray, p: np.ndarray, specificity: float = 0.9) -> float:
