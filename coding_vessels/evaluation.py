@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -373,8 +374,10 @@ def compare(truth: pd.DataFrame, one: list[pd.DataFrame], other: list[pd.DataFra
     names = list(figures(y, *first))
     score = lambda y, *parts: np.subtract(list(figures(y, *parts[:number]).values()),
                                           list(figures(y, *parts[number:]).values()))
-    whole, draws = score(y, *first, *second), bootstrap(score, [y, *first, *second], repetitions)
-    spread = np.nanstd(draws, axis=0, ddof=1)
+    whole = score(y, *first, *second)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)           # a score that no draw has: not-a-number
+        spread = np.nanstd(bootstrap(score, [y, *first, *second], repetitions), axis=0, ddof=1)
     half = norm.ppf(0.975) * np.where(spread > 1e-12, spread, np.nan)
     half[names.index('calibration error')] = np.nan
     right = [(tables[0][:, 1:] >= 0.5).any(axis=1) == (y[:, 0] == 1) for tables in (first, second)]
