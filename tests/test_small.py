@@ -25,7 +25,7 @@ def test_small_installation(tmp_path):
         if (ROOT / name).is_file() and name.split("/")[0] != "nbs":
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-compile", "-r", SMALL], check=True)
+    subprocess.run([python, "-m", "pip", "install", "-q", "-r", SMALL], check=True)
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", source], check=True)
 
     def run(*words):
