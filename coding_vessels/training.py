@@ -64,7 +64,8 @@ def even_loss(labels, scores):
     "Return the cross-entropy of labels and scores, both (batch, 22); what is not known does not count."
     known = ops.cast(labels >= 0, scores.dtype)
     each = known * (ops.softplus(scores) - labels * scores)
-    return ops.sum(each, axis=-1) / ops.maximum(ops.sum(known, axis=-1), 1)
+    seen = ops.cast(labels != HIDDEN, scores.dtype)           # untold places count in the mean
+    return ops.sum(each, axis=-1) / ops.maximum(ops.sum(seen, axis=-1), 1)
 
 # %% ../nbs/07_training.ipynb #2c90267a
 def label_loss(weights: np.ndarray, twins: bool = False):
