@@ -139,14 +139,14 @@ def load_marks(study: Study, settings: Preprocessing = Preprocessing()) -> np.nd
     ndarray, shape (n, 5), float32, or None
         One row for each aneurysm and view that shows it: number of the view, number of the location, x, y
         and radius in pixels.
-        None if the study has no truth file, or one that does not name an aneurysm's location.
+        None if the study has no truth file, or its labels or that file leave an aneurysm's location open.
 
     Raises
     ------
     ValueError
         If the truth file cannot be read.
     """
-    if study.truth is None: return None
+    if study.truth is None or study.labels is not None and (study.labels < 0).any(): return None
     try: return marks_of(json.loads(study.truth.read_text(encoding='utf-8')), settings)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{study.truth} is no truth file of a simulated patient ({type(error).__name__}); '
@@ -283,7 +283,7 @@ def hide_views(frames: np.ndarray, labels: np.ndarray, present: np.ndarray) -> t
     """
     seen, located = (SHOWN & present).any(axis=1), labels[1:].astype(np.float32)
     located = np.where(seen, np.where(located < 0, UNTOLD, located), HIDDEN)
-    perhaps = 1 if seen.all() else UNTOLD                  # a location that is hidden may be the one
+    perhaps = 1 if (labels[1:][~seen] == 0).all() else UNTOLD      # one that is hidden may be it
     anywhere = 1 if (located == 1).any() else perhaps if (located == UNTOLD).any() else 0
     frames = frames * present[:, None, None].astype(frames.dtype)
     return frames, np.array([anywhere, *located], np.float32)

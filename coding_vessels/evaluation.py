@@ -30,7 +30,7 @@ __all__ = ['TRIVIAL', 'LOCATION_FIGURES', 'read_labels', 'align', 'read_predicti
 # %% ../nbs/08_evaluation.ipynb #08labtab
 def _label_table(csv: str | Path, truth: bool) -> pd.DataFrame:
     "Return the table of labels or predictions as text, its columns, patients and true labels checked."
-    table = read_table(csv)
+    table = read_table(csv, full=truth)
     missing = [name for name in LABELS if name not in table.columns]
     if missing: raise ValueError(f'{csv} lacks the columns {", ".join(missing)}; add them.')
     if not len(table): raise ValueError(f'{csv} has no patients; add a row for each.')
@@ -63,7 +63,7 @@ def read_labels(csv: str | Path, truth: bool = False, partial: bool = False) -> 
         If there is no such file.
     ValueError
         If there are no rows, columns are missing, a patient stands twice, or a value is no number from 0 to 1
-        (0 or 1 in the truth).
+        (0, 1 or empty in the truth, by the rules of `parse_labels`).
     """
     table = _label_table(csv, truth)
     numbers = table[list(LABELS)].apply(pd.to_numeric, errors='coerce')
@@ -265,7 +265,7 @@ def evaluate(truth: pd.DataFrame, output: pd.DataFrame, probabilities: pd.DataFr
               'calibration error by chance': dict(zip(('mean', 'high'), calibrated_error(risk, repetitions))),
               'locations': _locations(arrays, precisions), 'sides': _sides(y, arrays[1]),
               'calibration': calibration_table(y[:, 0], risk).to_dict('records')}
-    if cohort is not None: result['sizes'] = _sizes(cohort, align(truth, output))
+    if cohort is not None: result['sizes'] = _sizes(cohort, align(truth, output)[truth.notna().all(axis=1)])
     return result if groups is None else result | {'groups': _groups(truth, arrays, groups)}
 
 # %% ../nbs/08_evaluation.ipynb #36487747

@@ -240,8 +240,11 @@ def bootstrap(score: Callable, arrays: list[np.ndarray], repetitions: int = 1000
     if len(arrays[0]) < 2: return np.stack([score(*arrays)] * repetitions)      # nothing else to draw
     again = lambda rows: score(*(array[rows] for array in arrays))
     patients = np.arange(len(arrays[0]))
-    drawn = scipy.stats.bootstrap((patients,), again, n_resamples=repetitions, vectorized=False, batch=100,
-                                  method='percentile', random_state=np.random.default_rng(seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', scipy.stats.DegenerateDataWarning)     # an interval that nobody uses
+        drawn = scipy.stats.bootstrap((patients,), again, n_resamples=repetitions, vectorized=False,
+                                      batch=100, method='percentile',
+                                      random_state=np.random.default_rng(seed))
     return np.moveaxis(drawn.bootstrap_distribution, -1, 0)
 
 # %% ../nbs/07c_statistics.ipynb #e2c7a5b1

@@ -259,8 +259,11 @@ def _text(data: bytes) -> str:
     except UnicodeDecodeError: return data.decode('cp949')
 
 # %% ../nbs/02_studies.ipynb #fa08459b
-def _rows(text: str) -> list[tuple[int, list[str]]]:
-    "Return the rows of a CSV, spaces stripped, all as long as the first, with the line each begins in."
+def _rows(text: str, full: bool = False) -> list[tuple[int, list[str]]]:
+    """Return the rows of a CSV, spaces stripped, all as long as the first, with the line each begins in.
+
+    Shorter ones are filled up, or with `full` refused, as longer ones are.
+    """
     separator = max(',;\t', key=text.partition('\n')[0].count)
     lines = reader(io.StringIO(text, newline=''), delimiter=separator, strict=True)
     rows, line = [], 1
@@ -270,12 +273,13 @@ def _rows(text: str) -> list[tuple[int, list[str]]]:
     if not any(row for _, row in rows): raise ValueError('it is empty')
     width = len(rows[0][1])
     for line, row in rows:
-        if len(row) > width: raise ValueError(f'line {line} has {len(row)} values, line 1 has {width}')
+        if len(row) > width or full and any(row) and len(row) < width:
+            raise ValueError(f'line {line} has {len(row)} values, line 1 has {width}')
         row += [''] * (width - len(row))
     return rows
 
 # %% ../nbs/02_studies.ipynb #ad48ef92
-def read_table(csv: str | Path, key: str = 'Index') -> pd.DataFrame:
+def read_table(csv: str | Path, key: str = 'Index', full: bool = False) -> pd.DataFrame:
     """Return a cohort's CSV with every value as text and spaces stripped.
 
     Parameters
@@ -284,6 +288,8 @@ def read_table(csv: str | Path, key: str = 'Index') -> pd.DataFrame:
         A text file with a header, separated by commas, semicolons or tabs; columns in any order.
     key : str
         The column that must be there.
+    full : bool
+        Whether a row that is cut off is refused; otherwise what it lacks is empty.
 
     Returns
     -------
@@ -295,13 +301,13 @@ def read_table(csv: str | Path, key: str = 'Index') -> pd.DataFrame:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no such text or has no column `key`, or a column twice.
+        If it is no such text or has no column `key`, or a column twice, or a row is too long or cut off.
     """
     if not Path(csv).is_file():
         if Path(csv).exists(): raise ValueError(f'{csv} is no ordinary file; give the CSV of the cohort.')
         raise FileNotFoundError(f'{csv} does not exist; give the CSV of the cohort.')
     try:
-        header, *rows = _rows(_text(Path(csv).read_bytes()))
+        header, *rows = _rows(_text(Path(csv).read_bytes()), full)
     except (UnicodeDecodeError, CSVError, ValueError) as error:
         raise ValueError(f'{csv} cannot be read as a CSV ({str(error).strip()}); '
                          'save it as comma-separated UTF-8.') from None
@@ -316,19 +322,24 @@ def read_table(csv: str | Path, key: str = 'Index') -> pd.DataFrame:
 def parse_labels(row: pd.Series) -> tuple[np.ndarray | None, list[tuple[str, str]]]:
     """Return the 22 labels of a row, or None, and a list of (problem, mend).
 
-    Where it is not known at which place an aneurysm is, the places in question are empty, -1.
+    Where it is not known at which place an aneurysm is, the places in question are empty, -1. Of one place
+    alone it is known.
     """
     sick = row['Aneurysm'] in ('1', '1.0')
     empty = {name for name in LOCATIONS if sick and row[name] == ''}
     wrong = [f'{name}={row[name]!r}' for name in LABELS
              if name not in empty and row[name] not in ('0', '1', '0.0', '1.0')]
-    if wrong: return None, [(f'labels are not 0 or 1: {", ".join(wrong)}', 'write 0 or 1')]
+    leave = ', or leave it empty if it is not known' if sick else ''
+    if wrong: return None, [(f'labels are not 0 or 1: {", ".join(wrong)}', 'write 0 or 1' + leave)]
     labels = np.array([-1 if name in empty else float(row[name]) for name in LABELS]).astype(np.int8)
     flagged = [name for name, label in zip(LOCATIONS, labels[1:]) if label == 1]
     if labels[0] != bool(flagged or empty):
         says = f'Aneurysm is {labels[0]} but ' + (f'{", ".join(flagged)} flagged' if flagged
                                                   else 'no location is flagged')
-        return None, [(says, 'make Aneurysm 1 exactly when a location is 1')]
+        leave = ', or leave the locations in question empty' if sick else ''
+        return None, [(says, 'make Aneurysm 1 exactly when a location is 1' + leave)]
+    if len(empty) == 1 and not flagged:
+        return None, [(f'Aneurysm is 1 and {min(empty)} alone is empty', f'write 1 at {min(empty)}')]
     return labels, []
 
 # %% ../nbs/02_studies.ipynb #02rc0001
@@ -475,7 +486,7 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
     FileNotFoundError, ValueError
         If nothing can be read at all; see `read_table`, `find_frames`.
     """
-    table, folder = read_table(csv), _image_folder(images)
+    table, folder = read_table(csv, full=labelled), _image_folder(images)
     problems = _column_problems(table, csv, labelled)
     found = _frame_names(folder)
     scale_table = Path(csv).with_name('scales.csv')
@@ -490,7 +501,7 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
 # %% ../nbs/02_studies.ipynb #ae2ea469
 def split_studies(studies: list[Study], shares: tuple[float, ...] = (0.7, 0.15, 0.15),
                   seed: int = 0) -> list[list[Study]]:
-    """Return the studies dealt into parts, stratified by the rarest location flagged, or that there is none.
+    """Return the studies dealt into parts, stratified by the rarest location flagged, not known, or none.
 
     Parameters
     ----------

@@ -61,7 +61,7 @@ def _aneurysm(scores, seen):
 
 # %% ../nbs/07_training.ipynb #ed095706
 def even_loss(labels, scores):
-    "Return the cross-entropy of labels and scores, both (batch, 22); what is not known does not count."
+    "Return the mean cross-entropy of labels and scores, both (batch, 22); what is not known adds nothing."
     known = ops.cast(labels >= 0, scores.dtype)
     each = known * (ops.softplus(scores) - labels * scores)
     seen = ops.cast(labels != HIDDEN, scores.dtype)           # untold places count in the mean
@@ -329,6 +329,14 @@ def keep_apart(studies: list[Study], validation: list[Study], start: str | None 
                          'take them out of one of the two cohorts.')
 
 # %% ../nbs/07_training.ipynb #4cf0171a
+def _worth(labels: np.ndarray) -> np.ndarray:
+    """Return how much the locations of each patient count, (n,): not at all where one is untold, and as much
+    less of healthy patients, who are always told.
+    """
+    told, ill = (labels[:, 1:] != UNTOLD).all(axis=1), labels[:, 0] != 0
+    return np.where(ill, told, told[ill].mean() if ill.any() else 1)
+
+
 _VESSELS = [location.split('_')[-1] for location in LOCATIONS]
 _VESSEL = np.array([sorted(set(_VESSELS)).index(vessel) for vessel in _VESSELS])  # the same left and right
 
@@ -347,9 +355,7 @@ def fit_calibration(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
     """
     scores, sick = scores.reshape(-1, *scores.shape[-2:]), labels == 1
     seen, weight = labels[:, 1:] != HIDDEN, (labels >= 0).astype(float)
-    ill = labels[:, 0] != 0
-    # the locations of healthy patients are always told: they count as often as those of the others are
-    weight[~ill, 1:] *= (labels[ill, 1:] != UNTOLD).all(axis=1).mean() if ill.any() else 1
+    weight[:, 1:] *= _worth(labels)[:, None]
 
     def cost(free):
         z = np.exp(free[0]) * scores + free[1] + free[2:][_VESSEL]
@@ -365,8 +371,8 @@ def fit_calibration(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
 
 
 # %% ../nbs/07_training.ipynb #c97b10f4
-def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray,
-                      specificity: float | None = None) -> np.ndarray:
+def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray, specificity: float | None = None,
+                      weights: np.ndarray | None = None) -> np.ndarray:
     """Return the probability from which each location is flagged, (21,).
 
     Parameters
@@ -376,6 +382,8 @@ def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray,
     specificity : float, optional
         The share, above 0, of patients without an aneurysm who must not be flagged anywhere: one threshold
         for all locations, the lowest that keeps to it. Otherwise each location's has the fewest mistakes.
+    weights : ndarray, shape (n,), optional
+        How much a mistake of each patient counts.
 
     Raises
     ------
@@ -390,10 +398,10 @@ def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray,
         if not len(kept): raise ValueError(f'no threshold keeps to a specificity of {specificity}; lower it, '
                                            'or add patients without an aneurysm.')
         return np.full(labels.shape[1], kept[0])
-    grid = np.linspace(0.2, 0.8, 25)
-    mistakes = np.array([((probabilities >= threshold) != labels).sum(axis=0) for threshold in grid])
+    grid, weights = np.linspace(0.2, 0.8, 25), np.ones(len(labels)) if weights is None else weights
+    mistakes = np.array([weights @ ((probabilities >= threshold) != labels) for threshold in grid])
     def nearest(counts):
-        best = grid[counts == counts.min()]
+        best = grid[counts <= counts.min() + 1e-9]
         return best[np.abs(best - 0.5).argmin()]
 
     together, positives = nearest(mistakes.sum(axis=1)), labels.sum(axis=0)
@@ -422,7 +430,8 @@ def calibrate(model: keras.Model, studies: list[Study], batch_size: int = 8, cac
     probabilities = expit(slope * scores + offset).mean(axis=0)
     probabilities[labels[:, 1:] == HIDDEN] = 0              # not assessed, so never flagged
     told = (labels[:, 1:] != UNTOLD).all(axis=1)            # of the others flags can't be judged
-    thresholds = choose_thresholds(probabilities[told], labels[told, 1:] == 1, specificity)
+    thresholds = choose_thresholds(probabilities[told], labels[told, 1:] == 1, specificity,
+                                   _worth(labels)[told])
     layer.slope.assign(slope)
     layer.offset.assign(offset)
     layer.threshold.assign(thresholds)
@@ -519,8 +528,8 @@ def validate(learner: keras.Model, studies: list[Study], settings: Settings, los
     Returns
     -------
     dict
-        'val_loss', their sum by SHARES; 'val_labels_loss' and so on; 'val_auroc', NaN if all are sick or all
-        are healthy.
+        'val_loss', their sum by SHARES; 'val_labels_loss' and so on; 'val_auroc', NaN if all of whom it is
+        known are sick, or healthy.
     """
     rows, sick, chance = [], [], []
     for frames, targets in training_batches(learner, studies, replace(settings, augmentation=None), cache):
