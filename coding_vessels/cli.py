@@ -185,7 +185,7 @@ def _training_settings(args):
     "Return the settings of a training: those of the preset, and what else was said."
     from dataclasses import replace
     from coding_vessels.engines import SHIPPED
-    from coding_vessels.model import load_model, preprocessing_of
+    from coding_vessels.model import load_model, preprocessing_of, readers_of
     from coding_vessels.training import PRESETS
     if args.weights and args.start:
         raise ValueError('--weights and --start exclude each other; a trained model brings its weights.')
@@ -198,8 +198,8 @@ def _training_settings(args):
     if args.size: given['preprocessing'] = replace(settings.preprocessing, size=args.size)
     if args.start:
         start = str(SHIPPED if args.start == 'shipped' else args.start)
-        given |= {'start': start, 'weights': None, 'preprocessing': preprocessing_of(load_model(start)),
-                  'learning_rate': settings.learning_rate / 5}
+        given |= {'start': start, 'weights': None, 'learning_rate': settings.learning_rate / 5,
+                  'preprocessing': preprocessing_of(readers_of(load_model(start))[0])}
     if args.learning_rate is not None: given['learning_rate'] = args.learning_rate
     return replace(settings, seed=args.seed, **given)
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import keras
@@ -18,8 +18,9 @@ from .attention import CloseUps, LocationReadout, SpatialAttention
 from .preprocessing import Preprocessing
 
 # %% auto #0
-__all__ = ['IDEAS', 'FrameInput', 'preprocessing_of', 'Folded', 'ViewEmbedding', 'OneSide', 'Standardised', 'NoisyOr',
-           'Calibration', 'report_model', 'vessel_model', 'closer_look', 'load_model', 'thresholds_of']
+__all__ = ['IDEAS', 'FrameInput', 'readers_of', 'preprocessing_of', 'Folded', 'ViewEmbedding', 'OneSide', 'Standardised',
+           'NoisyOr', 'Calibration', 'report_model', 'vessel_model', 'closer_look', 'double_reading', 'load_model',
+           'thresholds_of']
 
 # %% ../nbs/06_model.ipynb #02f7d491
 @keras.saving.register_keras_serializable(package='coding_vessels')
@@ -56,17 +57,27 @@ class FrameInput(layers.Layer):
                                        'order': ORDER}
 
 # %% ../nbs/06_model.ipynb #232036f0
+def readers_of(model: keras.Model) -> list[keras.Model]:
+    "Return the networks whose mean a model answers with: those of `double_reading`, or only itself."
+    return [layer for layer in model.layers if isinstance(layer, keras.Model)] or [model]
+
+
 def preprocessing_of(model: keras.Model) -> Preprocessing:
     """Return the preprocessing settings that a model was made for.
+
+    Two readers read a study once each, so theirs lack the further readings of one.
 
     Raises
     ------
     ValueError
         If the model is not one of this package.
     """
-    for layer in model.layers:
-        if isinstance(layer, FrameInput): return Preprocessing(**layer.preprocessing)
-    raise ValueError('the model has no FrameInput layer; give one that coding_vessels has trained.')
+    readers = readers_of(model)
+    known = [layer.preprocessing for layer in readers[0].layers if isinstance(layer, FrameInput)]
+    if not known:
+        raise ValueError('the model has no FrameInput layer; give one that coding_vessels has trained.')
+    settings = Preprocessing(**known[0])
+    return settings if len(readers) == 1 else replace(settings, again=())
 
 # %% ../nbs/06_model.ipynb #acd069c4
 @keras.saving.register_keras_serializable(package='coding_vessels')
@@ -395,7 +406,8 @@ def vessel_model(preprocessing: Preprocessing = Preprocessing(512, field=0.75, c
 
 # %% ../nbs/06_model.ipynb #eed98c42
 def closer_look(model: keras.Model) -> keras.Model:
-    """Return the closer look of a network of `vessel_model` alone; it shares the weights.
+    """Return the closer look of a network of `vessel_model` alone, of two readers the first's; it shares the
+    weights.
 
     Parameters
     ----------
@@ -415,11 +427,43 @@ def closer_look(model: keras.Model) -> keras.Model:
     """
     if 'masks' not in model.output:
         raise ValueError('the network has no masks; make it with vessel_model(masks=True).')
-    near, nearer, suspicion = (model.get_layer(name) for name in ('near', 'nearer', 'suspicion'))
+    near, nearer, suspicion = map(readers_of(model)[0].get_layer, ('near', 'nearer', 'suspicion'))
     square = keras.Input(near.layer.input.shape[1:], name='square')
     features, mask = nearer.layer(near.layer(square))
     return keras.Model(square, {'suspicion': suspicion(features), 'mask': mask})
 
+
+# %% ../nbs/06_model.ipynb #06dr0002
+def double_reading(first: keras.Model, second: keras.Model) -> keras.Model:
+    """Return a model that answers with the mean of two networks, whose weights it shares.
+
+    Parameters
+    ----------
+    first, second : keras.Model
+        Networks of `vessel_model` with noisy-or. Looks and masks are those of the first.
+
+    Returns
+    -------
+    keras.Model
+        With the outputs of `first`; scores of places and maps are means. Its calibration is to be fitted yet.
+
+    Raises
+    ------
+    ValueError
+        If they prepare frames differently.
+    """
+    if preprocessing_of(first) != preprocessing_of(second):
+        raise ValueError('the two networks prepare frames differently; give two of one preset and size.')
+    frames = keras.Input(first.input.shape[1:], dtype='uint8', name='frames')
+
+    def read(reader, name):
+        told = reader.output | {'scores': reader.get_layer('scores').output}
+        return keras.Model(reader.input, told, name=name)(frames)
+
+    both = read(first, 'first'), read(second, 'second')
+    mean = lambda name: layers.Average(name=name, dtype='float32')([one[name] for one in both])
+    out = both[0] | {'labels': _probabilities(mean('scores'), noisy=True), 'maps': mean('maps')}
+    return keras.Model(frames, {name: out[name] for name in first.output}, name='double_reading')
 
 # %% ../nbs/06_model.ipynb #33065993
 def load_model(path: str | Path) -> keras.Model:

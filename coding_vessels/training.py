@@ -32,7 +32,8 @@ from .batches import (
 from .devices import (agree, devices_for, from_first, on_one_device, process, spread,
                                     together)
 from .files import locked, whole
-from .model import Calibration, load_model, preprocessing_of, report_model, vessel_model
+from .model import (Calibration, load_model, preprocessing_of, readers_of, report_model,
+                                  vessel_model)
 from .preprocessing import Preprocessing
 from .studies import Study, canonical_index, split_studies
 
@@ -256,9 +257,9 @@ def _norms(layer) -> list:
 
 # %% ../nbs/07_training.ipynb #658a2c88
 def build_model(settings: Settings) -> keras.Model:
-    "Return the network of the settings, untrained or as it was trained before."
+    "Return the network of the settings, untrained or as it was trained before; of two readers the first."
     if not settings.start: return _made_in_precision(settings)
-    trained = load_model(settings.start)
+    trained = readers_of(load_model(settings.start))[0]
     if preprocessing_of(trained) != settings.preprocessing:
         raise ValueError(f'{settings.start} was trained with other frames; '
                          'give the settings preprocessing_of(model).')

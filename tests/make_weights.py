@@ -1,12 +1,13 @@
 """Makes the weights that ship with the package.
 
-    python tests/make_weights.py RUN [--start MODEL] [--share 1.0]
+    python tests/make_weights.py RUN [--start MODEL] [--second MODEL] [--share 1.0]
 
 Draws patients as they are needed. From nothing, the closer look learns alone first, from squares with an aneurysm and without it,
 then the whole network. Squares, whole studies and studies with hidden views differ in their means, and prediction has only one
 set of them: so the means of batch normalisation are then taken from whole studies and kept, and the network learns on with them.
 One epoch's weights differ from the next one's; the mean of two is steadier. Then all but the last layers stand still, and these
 learn anew what to make of the readings of each location. `--start` takes a trained model, which learns on with its means, no more.
+`--second` takes another trained one, and what ships is the mean of the two, calibrated together.
 Calibrates on other
 patients with natural frequencies, so that one in twenty without an aneurysm is flagged, and writes the shipped files. `--calibrate`
 does only that, with the weights that ship now. RUN keeps what is done; an interrupted call goes on.
@@ -37,7 +38,7 @@ from coding_vessels.anatomy import LOCATIONS
 from coding_vessels.batches import Augmentation, draw_lessons, phantom_batches, square_batches
 from coding_vessels.engines import SHIPPED, export_model
 from coding_vessels.files import whole
-from coding_vessels.model import ViewEmbedding, closer_look, load_model, vessel_model
+from coding_vessels.model import ViewEmbedding, closer_look, double_reading, load_model, readers_of, vessel_model
 from coding_vessels.phantom import PRESETS, write_cohort
 from coding_vessels.preprocessing import Preprocessing
 from coding_vessels.studies import read_cohort
@@ -251,7 +252,7 @@ def made(run, start, share):
     begun = (run / "last.keras").exists()
     model = load_model(run / "last.keras") if begun else vessel_model(masks=True)
     if start and not begun:
-        take(load_model(start), model)
+        take(readers_of(load_model(start))[0], model)
     teach(model, run, share, bool(start))
     for norm in norms(model):
         norm.trainable = False
@@ -270,6 +271,14 @@ def made(run, start, share):
     }
 
 
+def doubled(model, record, second):
+    """Return the model that reads as two networks do, and the record with that of the second."""
+    beside = {"file": second.name, "SHA-256": hashlib.sha256(second.read_bytes()).hexdigest()}
+    if second.with_suffix(".json").exists():
+        beside |= json.loads(second.with_suffix(".json").read_text(encoding="utf-8"))
+    return double_reading(readers_of(model)[0], readers_of(load_model(second))[0]), record | {"second": beside}
+
+
 def others(run, share):
     """Return the patients to calibrate on; they are drawn if they are not there."""
     (preset, count, seed), folder = CALIBRATION, run / "calibration"
@@ -286,6 +295,7 @@ if __name__ == "__main__":
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--start", type=Path)
     either.add_argument("--calibrate", action="store_true")
+    parser.add_argument("--second", type=Path)
     parser.add_argument("--share", type=float, default=1.0)
     args = parser.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)
@@ -297,6 +307,8 @@ if __name__ == "__main__":
         model, record = load_model(SHIPPED), json.loads(SHIPPED.with_suffix(".json").read_text(encoding="utf-8"))
     else:
         model, record = made(args.run, args.start, args.share)
+    if args.second:
+        model, record = doubled(model, record, args.second)
     calibrate(model, others(args.run, args.share), cache=args.run / "cache", specificity=SPECIFICITY)
     save_small(model, SHIPPED)
     export_model(SHIPPED)

@@ -33,7 +33,7 @@ from make_weights import optimizer as adamw
 
 from coding_vessels.batches import draw_pair, in_order
 from coding_vessels.files import whole
-from coding_vessels.model import closer_look, load_model, vessel_model
+from coding_vessels.model import closer_look, load_model, readers_of, vessel_model
 from coding_vessels.phantom import PRESETS
 from coding_vessels.preprocessing import Preprocessing
 from coding_vessels.training import PRECISIONS, find_device, label_loss, look_loss, map_loss, mask_loss, suspicion_loss
@@ -247,7 +247,7 @@ def teach(run, start=None, trial=False):
     (learner, look, trainer), (steady, _, steadied) = (learner_of(find_device()[1]) for _ in range(2))
     for norm in norms(steady):
         norm.trainable = False
-    learner.set_weights((load_model(start) if start else network).get_weights())
+    learner.set_weights((readers_of(load_model(start))[0] if start else network).get_weights())
     compiler = ThreadPoolExecutor()
     models = {"alone": look, "whole": trainer, "settled": steadied}
     stages = {name: Stage(name, model, plan, size, compiler) for (name, model), plan in zip(models.items(), plans)
