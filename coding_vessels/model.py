@@ -440,12 +440,12 @@ def double_reading(first: keras.Model, second: keras.Model) -> keras.Model:
     Parameters
     ----------
     first, second : keras.Model
-        Networks of `vessel_model` with noisy-or. Looks and masks are those of the first.
+        Networks of `vessel_model` with noisy-or. Maps, looks and masks are those of the first.
 
     Returns
     -------
     keras.Model
-        With the outputs of `first`; scores of places and maps are means. Its calibration is to be fitted yet.
+        With the outputs of `first`; the scores of places are means. Its calibration is still to be fitted.
 
     Raises
     ------
@@ -461,8 +461,8 @@ def double_reading(first: keras.Model, second: keras.Model) -> keras.Model:
         return keras.Model(reader.input, told, name=name)(frames)
 
     both = read(first, 'first'), read(second, 'second')
-    mean = lambda name: layers.Average(name=name, dtype='float32')([one[name] for one in both])
-    out = both[0] | {'labels': _probabilities(mean('scores'), noisy=True), 'maps': mean('maps')}
+    scores = layers.Average(name='scores', dtype='float32')([one['scores'] for one in both])
+    out = both[0] | {'labels': _probabilities(scores, noisy=True)}
     return keras.Model(frames, {name: out[name] for name in first.output}, name='double_reading')
 
 # %% ../nbs/06_model.ipynb #33065993
