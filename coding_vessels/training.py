@@ -260,7 +260,8 @@ def build_model(settings: Settings) -> keras.Model:
     "Return the network of the settings, untrained or as it was trained before; of two readers the first."
     if not settings.start: return _made_in_precision(settings)
     trained = readers_of(load_model(settings.start))[0]
-    if preprocessing_of(trained) != settings.preprocessing:
+    once = [replace(each, again=()) for each in (preprocessing_of(trained), settings.preprocessing)]
+    if once[0] != once[1]:
         raise ValueError(f'{settings.start} was trained with other frames; '
                          'give the settings preprocessing_of(model).')
     new = _made_in_precision(settings, 'masks' in trained.output)
@@ -796,6 +797,8 @@ def _for_device(settings: Settings, parts: list[list[Study]], devices: int, verb
     device, suitable = find_device()
     if settings.precision == 'auto': settings = replace(settings, precision=suitable)
     patients = '{} patients to train, {} to validate'.format(*map(len, parts))
+    untold = sum((study.labels < 0).any() for part in parts for study in part)
+    if untold: patients += f', {untold} of them with an aneurysm at an unknown location'
     several = f', {devices} devices in all' if devices > 1 else ''
     if verbose: print(f'{patients}; on {device}{several}, in {settings.precision}', flush=True)
     return settings

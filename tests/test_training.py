@@ -345,6 +345,7 @@ def test_patients_of_whom_nobody_said_where(cohort, tmp_path, capsys, monkeypatc
     said = f"20 usable studies, {len(sick)} of them with an aneurysm at an unknown location, 0 problems"
     assert said in capsys.readouterr().out
     assert main(["train", "--csv", str(truth), *files, "--out", str(tmp_path / "run"), "--size", "64", "--epochs", "1"]) == 0
+    assert f"to validate, {len(sick)} of them with an aneurysm at an unknown location; on " in capsys.readouterr().out
     history = pd.read_csv(tmp_path / "run/history.csv")
     assert np.isfinite(history[["loss", "val_loss"]]).all(axis=None)
     out, page = tmp_path / "output.csv", tmp_path / "page.html"
