@@ -51,7 +51,7 @@ def test_flagged_aneurysms_have_a_width():
     from coding_vessels.prediction import read_study
 
     studies, _ = read_cohort(DEMO / "test.csv", DEMO, labelled=False)
-    readings = [read_study(load_engine(), study, threshold=0.2) for study in studies]
+    readings = [read_study(load_engine(), study) for study in studies]
     widths = [place[5] for reading in readings for place in reading.positions()]
     assert any(width is not None for width in widths)
     assert all(width is None or 3 < width < 100 for width in widths)
