@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -371,7 +371,7 @@ def average(engines: list[Engine]) -> Engine:
     Parameters
     ----------
     engines : list of Engine
-        At least one; all must prepare frames in the same way.
+        At least one; all must prepare frames alike. Studies are read as often as by the most thorough.
 
     Returns
     -------
@@ -386,8 +386,9 @@ def average(engines: list[Engine]) -> Engine:
     """
     first = engines[0]
     if len(engines) == 1: return first
+    once = lambda engine: replace(engine.preprocessing, again=())
     for other in engines[1:]:
-        if other.preprocessing != first.preprocessing:
+        if once(other) != once(first):
             raise ValueError(f'{other.file} and {first.file} prepare frames differently; '
                              'average models of one preset and size.')
 
@@ -401,4 +402,5 @@ def average(engines: list[Engine]) -> Engine:
     return Engine(told(engine.name for engine in engines), Path(' + '.join(e.file.name for e in engines)),
                   told(engine.precision for engine in engines),
                   hashlib.sha256(''.join(engine.source for engine in engines).encode()).hexdigest(),
-                  first.preprocessing, np.mean([engine.thresholds for engine in engines], axis=0), answer)
+                  max((engine.preprocessing for engine in engines), key=lambda own: len(own.again)),
+                  np.mean([engine.thresholds for engine in engines], axis=0), answer)

@@ -440,7 +440,8 @@ def double_reading(first: keras.Model, second: keras.Model) -> keras.Model:
     Parameters
     ----------
     first, second : keras.Model
-        Networks of `vessel_model` with noisy-or. Maps, looks and masks are those of the first.
+        Networks of `vessel_model` with noisy-or. Maps, looks and masks are those of the first. Either may be
+        a reader of another such model.
 
     Returns
     -------
@@ -463,7 +464,8 @@ def double_reading(first: keras.Model, second: keras.Model) -> keras.Model:
     both = read(first, 'first'), read(second, 'second')
     scores = layers.Average(name='scores', dtype='float32')([one['scores'] for one in both])
     out = both[0] | {'labels': _probabilities(scores, noisy=True)}
-    return keras.Model(frames, {name: out[name] for name in first.output}, name='double_reading')
+    names = [name for name in first.output if name != 'scores']         # a reader has them
+    return keras.Model(frames, {name: out[name] for name in names}, name='double_reading')
 
 # %% ../nbs/06_model.ipynb #33065993
 def load_model(path: str | Path) -> keras.Model:
