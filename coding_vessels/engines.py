@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -386,9 +386,8 @@ def average(engines: list[Engine]) -> Engine:
     """
     first = engines[0]
     if len(engines) == 1: return first
-    once = lambda engine: replace(engine.preprocessing, again=())
     for other in engines[1:]:
-        if once(other) != once(first):
+        if other.preprocessing.readings()[0] != first.preprocessing.readings()[0]:
             raise ValueError(f'{other.file} and {first.file} prepare frames differently; '
                              'average models of one preset and size.')
 

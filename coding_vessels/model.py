@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import keras
@@ -77,7 +77,7 @@ def preprocessing_of(model: keras.Model) -> Preprocessing:
     if not known:
         raise ValueError('the model has no FrameInput layer; give one that coding_vessels has trained.')
     settings = Preprocessing(**known[0])
-    return settings if len(readers) == 1 else replace(settings, again=())
+    return settings if len(readers) == 1 else settings.readings()[0]
 
 # %% ../nbs/06_model.ipynb #acd069c4
 @keras.saving.register_keras_serializable(package='coding_vessels')
@@ -453,7 +453,7 @@ def double_reading(first: keras.Model, second: keras.Model) -> keras.Model:
     ValueError
         If they prepare frames differently.
     """
-    if preprocessing_of(first) != preprocessing_of(second):
+    if preprocessing_of(first).readings()[0] != preprocessing_of(second).readings()[0]:
         raise ValueError('the two networks prepare frames differently; give two of one preset and size.')
     frames = keras.Input(first.input.shape[1:], dtype='uint8', name='frames')
 

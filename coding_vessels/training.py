@@ -260,8 +260,7 @@ def build_model(settings: Settings) -> keras.Model:
     "Return the network of the settings, untrained or as it was trained before; of two readers the first."
     if not settings.start: return _made_in_precision(settings)
     trained = readers_of(load_model(settings.start))[0]
-    once = [replace(each, again=()) for each in (preprocessing_of(trained), settings.preprocessing)]
-    if once[0] != once[1]:
+    if preprocessing_of(trained).readings()[0] != settings.preprocessing.readings()[0]:
         raise ValueError(f'{settings.start} was trained with other frames; '
                          'give the settings preprocessing_of(model).')
     new = _made_in_precision(settings, 'masks' in trained.output)

@@ -76,10 +76,10 @@ def test_export_in_fewer_bits(command, tmp_path):
         words = ["export", "--model", tmp_path / "best.keras", "--precision", precision, *(data if precision == "int8" else [])]
         done = command(*words)
         assert done.returncode == 0 and (tmp_path / name).exists(), done.stderr
+        again = command(*words)
+        assert again.returncode == 1 and "add --overwrite" in again.stderr
         done = command("predict", *data, "--model", tmp_path / name, "--out", tmp_path / precision / "output.csv")
         assert done.returncode == 0, done.stderr
-    again = command(*words)
-    assert again.returncode == 1 and "add --overwrite" in again.stderr
     exact, rough = (pd.read_csv(tmp_path / kind / "probabilities.csv").iloc[:, 1:] for kind in ("float32", "int8"))
     assert 0 < (exact - rough).abs().to_numpy().max() < 0.05
     done = command("export", "--model", tmp_path / "best.keras", "--precision", "int8", "--csv", "a.csv", "--overwrite")

@@ -51,10 +51,12 @@ def test_flagged_aneurysms_have_a_width():
     from coding_vessels.prediction import read_study
 
     studies, _ = read_cohort(DEMO / "test.csv", DEMO, labelled=False)
-    readings = [read_study(load_engine(), study) for study in studies]
-    widths = [place[5] for reading in readings for place in reading.positions()]
-    assert any(width is not None for width in widths)
-    assert all(width is None or 3 < width < 100 for width in widths)
+    readings = [read_study(load_engine(), study, threshold=0.2) for study in studies]
+    places = [place for reading in readings for place in reading.positions()]
+    assert any(place[5] is not None for place in places)
+    assert all(place[5] is None or 0 < place[5] < 100 for place in places)
+    millimetres = [place[7] for place in places if place[0] == "L_MCA"]    # of the one true sac among them
+    assert len(millimetres) == 2 and all(0.5 < width / 5.934 <= 1 for width in millimetres)
     blind = replace(readings[1], masks=None).positions()
     assert blind and all(place[5] is None for place in blind)
 
