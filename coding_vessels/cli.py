@@ -61,16 +61,21 @@ def _print_problems(problems, most: int = 50) -> None:
         if count > 0: print(f'... and {count:,} more: {mend}')
 
 # %% ../nbs/11_cli.ipynb #87a7f2a3
+def _first(names: list[str], most: int = 5) -> str:
+    "Return the first of some names, and how many more there are, as text."
+    return ', '.join(names[:most]) + (f' and {len(names) - most:,} more' if len(names) > most else '')
+
+
 def check(args: argparse.Namespace) -> int:
     "List everything that is wrong with a cohort."
     from coding_vessels.studies import read_cohort
     studies, problems = read_cohort(args.csv, args.images, labelled=not args.unlabelled, decode=True,
                                     partial=True)
     _print_problems(problems)
-    lacking = sum(not study.present.all() for study in studies)
-    untold = sum(study.labels is not None and (study.labels < 0).any() for study in studies)
+    lacking = [study.index for study in studies if not study.present.all()]
+    untold = [study.index for study in studies if study.labels is not None and (study.labels < 0).any()]
     kinds = {'without all views': lacking, 'with an aneurysm at an unknown location': untold}
-    of_them = ''.join(f', {count} of them {kind}' for kind, count in kinds.items() if count)
+    of_them = ''.join(f', {len(own)} of them {kind} ({_first(own)})' for kind, own in kinds.items() if own)
     print(f'{len(studies)} usable studies{of_them}, {len(problems)} problems')
     return 1 if len(problems) else 0
 

@@ -342,7 +342,7 @@ def test_patients_of_whom_nobody_said_where(cohort, tmp_path, capsys, monkeypatc
     truth = tmp_path / "groundtruth.csv"
     table.to_csv(truth, index=False)
     assert main(["check", "--csv", str(truth), *files]) == 0
-    said = f"20 usable studies, {len(sick)} of them with an aneurysm at an unknown location, 0 problems"
+    said = f"20 usable studies, {len(sick)} of them with an aneurysm at an unknown location ({', '.join(table.Index[sick[:5]])}"
     assert said in capsys.readouterr().out
     assert main(["train", "--csv", str(truth), *files, "--out", str(tmp_path / "run"), "--size", "64", "--epochs", "1"]) == 0
     assert f"to validate, {len(sick)} of them with an aneurysm at an unknown location; on " in capsys.readouterr().out
