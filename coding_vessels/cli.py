@@ -61,22 +61,14 @@ def _print_problems(problems, most: int = 50) -> None:
         if count > 0: print(f'... and {count:,} more: {mend}')
 
 # %% ../nbs/11_cli.ipynb #87a7f2a3
-def _first(names: list[str], most: int = 5) -> str:
-    "Return the first of some names, and how many more there are, as text."
-    return ', '.join(names[:most]) + (f' and {len(names) - most:,} more' if len(names) > most else '')
-
-
 def check(args: argparse.Namespace) -> int:
     "List everything that is wrong with a cohort."
-    from coding_vessels.studies import read_cohort
+    from coding_vessels.preprocessing import unusable
+    from coding_vessels.studies import describe_gaps, read_cohort
     studies, problems = read_cohort(args.csv, args.images, labelled=not args.unlabelled, decode=True,
-                                    partial=True)
+                                    partial=True, unusable=unusable)
     _print_problems(problems)
-    lacking = [study.index for study in studies if not study.present.all()]
-    untold = [study.index for study in studies if study.labels is not None and (study.labels < 0).any()]
-    kinds = {'without all views': lacking, 'with an aneurysm at an unknown location': untold}
-    of_them = ''.join(f', {len(own)} of them {kind} ({_first(own)})' for kind, own in kinds.items() if own)
-    print(f'{len(studies)} usable studies{of_them}, {len(problems)} problems')
+    print(f'{len(studies)} usable studies{describe_gaps(studies)}, {len(problems)} problems')
     return 1 if len(problems) else 0
 
 # %% ../nbs/11_cli.ipynb #5d0c7e3a
@@ -135,9 +127,9 @@ def _left_out(args, errors) -> int:
     return 3
 
 # %% ../nbs/11_cli.ipynb #881a935b
-def _train_folds(args, studies: list, settings) -> None:
+def _train_folds(args, studies: list, settings):
     """Train once for each part of the patients, without it, into a folder of its own; write what the models
-    make of the parts they have not seen, as output.csv and probabilities.csv.
+    make of the parts they have not seen, as output.csv and probabilities.csv. Return who could not be read.
     """
     import pandas as pd
     from coding_vessels import prediction, training
@@ -146,7 +138,8 @@ def _train_folds(args, studies: list, settings) -> None:
     from coding_vessels.studies import append_csv, split_studies
     if not args.resume and Path(args.out).exists():
         raise FileExistsError(f'{args.out} exists; choose another folder, or go on with --resume.')
-    parts, tables = split_studies(studies, (1 / args.folds,) * args.folds, settings.seed), []
+    parts = split_studies(studies, (1 / args.folds,) * args.folds, settings.seed)
+    tables, errors = [], []
     if not all(parts): raise ValueError(f'{len(studies)} patients are too few for {args.folds} folds.')
     for number, held in enumerate(parts, 1):
         print(f'fold {number} of {args.folds}, without {len(held)} patients')
@@ -154,9 +147,11 @@ def _train_folds(args, studies: list, settings) -> None:
         folder = Path(args.out) / f'fold{number}'
         training.train(rest, folder, settings, resume=args.resume)
         engine = load_engine(folder / 'best.keras', 'keras')
-        table = prediction.predict_studies(engine, held)[0]
+        table, _, lost = prediction.predict_studies(engine, held)
         tables.append((prediction.apply_threshold(table, engine.thresholds), table))
-    order = [study.index for study in studies]
+        errors.append(lost)
+    errors = pd.concat(errors)
+    order = [study.index for study in studies if study.index not in set(errors.Index)]
     joined = [pd.concat(kind).set_index('Index').loc[order].reset_index() for kind in zip(*tables)]
     out = Path(args.out) / 'output.csv'
     with whole(out) as beside:
@@ -167,6 +162,7 @@ def _train_folds(args, studies: list, settings) -> None:
     print(f'each patient predicted by the model that has not seen it: {out}; score it with\n'
           f'  coding_vessels evaluate --truth {args.csv} --output {out}\n'
           f'and predict others with all of them:\n  coding_vessels predict {models} ...')
+    return errors
 
 # %% ../nbs/11_cli.ipynb #881a935c
 def _fraction(option: str, words: str) -> tuple[int, int]:
@@ -212,27 +208,28 @@ def _training_settings(args):
 def _training_studies(args) -> tuple:
     "Return the studies to train on, those to validate on or None, and what was left out of both."
     import pandas as pd
+    from coding_vessels.preprocessing import unusable
     from coding_vessels.studies import read_cohort
     if args.validation_images and not args.validation:
         raise ValueError('--validation-images needs --validation, the CSV of these patients.')
-    studies, problems = read_cohort(args.csv, args.images, decode=True)
+    read = partial(read_cohort, decode=True, partial=True, unusable=unusable)
+    studies, problems = read(args.csv, args.images)
     errors = _lost(problems, studies)
     if not args.validation: return studies, None, errors
-    others, problems = read_cohort(args.validation, args.validation_images or args.images, decode=True)
+    others, problems = read(args.validation, args.validation_images or args.images)
     return studies, others, pd.concat([errors, _lost(problems, others)])
 
 # %% ../nbs/11_cli.ipynb #7b20674a
 def train(args: argparse.Namespace) -> int:
     "Train a network on a cohort into a run folder, or fine-tune a trained one."
+    import pandas as pd
     from coding_vessels import training
     _join(args)
     if args.folds is not None and (args.folds < 2 or args.validation or args.start not in (None, 'shipped')):
         raise ValueError('--folds needs 2 or more, and goes with neither --validation nor a --start of your '
                          'own: its patients would not be new to each fold.')
     settings, (studies, others, errors) = _training_settings(args), _training_studies(args)
-    if args.folds:
-        _train_folds(args, studies, settings)
-        return _left_out(args, errors)
+    if args.folds: return _left_out(args, pd.concat([errors, _train_folds(args, studies, settings)]))
     try: history = training.train(studies, args.out, settings, others, resume=args.resume,
                                   devices=args.devices, board=args.tensorboard)
     except ConnectionError as error:
@@ -394,7 +391,8 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
     _check_places(args, files, record, args.overwrite)
     frames = _frames_folder(args, studies)
     made = frames and beside.inside(frames)
-    report = _Report(args, engine, studies, made and (made, frames.name)) if args.report else None
+    place = made and (made, frames.name)
+    report = _Report(args, engine, studies, lost, place) if args.report else None
     pictures = beside.inside(args.overlays) if args.overlays else None
     draw = prediction.overlay_writer(pictures) if args.overlays else None
 
@@ -525,6 +523,17 @@ def _write_record(file: Path, record: Path, facts: dict, made: list[Path]) -> No
     file.write_text(json.dumps(facts | {'files': files}, indent=1, ensure_ascii=True) + '\n',
                     encoding='utf-8')
 
+# %% ../nbs/11_cli.ipynb #0925f5f5
+def _simulated(csv, truth) -> Path | None:
+    """Return the folder of a groundtruth.csv if its patients are simulated, and their aneurysms described in
+    `truth`.
+    """
+    files = [Path(csv).parent / f'truth/{index}.json' for index in truth.index]
+    lost = [file for file in files if not file.is_file()]
+    if len(lost) == len(files): return None
+    if lost: raise ValueError(f'{lost[0]} is missing; restore it, or rename its folder.')
+    return Path(csv).parent
+
 # %% ../nbs/11_cli.ipynb #11rp0001
 def _page_truth(args, studies):
     "Return what is true of the patients on a page, by `--truth`, or None."
@@ -535,6 +544,7 @@ def _page_truth(args, studies):
     if missing:
         raise ValueError(f'{args.truth} lacks patient {", ".join(missing[:5])}; add what is true of '
                          'them, or leave --truth out.')
+    _simulated(args.truth, truth)                                       # before all is read, not after
     return truth
 
 # %% ../nbs/11_cli.ipynb #11rp0002
@@ -547,7 +557,7 @@ def _page_scores(truth, rows, threshold, args) -> tuple:
     tables = [table.set_index(table.Index.map(_canonical)).drop(columns='Index')
               for table in (apply_threshold(probabilities, threshold), probabilities)]
     truth = truth.loc[tables[0].index]
-    return evaluate(truth, *tables, cohort=_simulated(args.truth)), draw_curves(truth, tables[0])
+    return evaluate(truth, *tables, cohort=_simulated(args.truth, truth)), draw_curves(truth, tables[0])
 
 # %% ../nbs/11_cli.ipynb #11rp0003
 def _page_facts(args, model: str, errors) -> dict[str, str]:
@@ -562,14 +572,15 @@ def _page_facts(args, model: str, errors) -> dict[str, str]:
 # %% ../nbs/11_cli.ipynb #d3702ec1
 class _Report:
     "Collects what the page of `predict --report` needs, and writes it."
-    def __init__(self, args, engine, studies, frames: tuple[Path, str] | None):
+    def __init__(self, args, engine, studies, lost, frames: tuple[Path, str] | None):
         self.args, self.truth, self.histories = args, _page_truth(args, studies), None
         self.frames = frames              # where those are written that lie beside the page, and their folder
         self.model = (f'{engine.file.name}, run in {engine.name}; '
                       f'SHA-256 of the weights {engine.source[:16]}')
         if args.patients:
             from coding_vessels.risk import read_patients
-            self.histories = read_patients(args.patients, {_canonical(study.index) for study in studies})
+            known = {_canonical(index) for index in (*(study.index for study in studies), *lost.Index)}
+            self.histories = read_patients(args.patients, known)
 
     def page(self, reading) -> dict:
         from coding_vessels.report import in_file, in_page, page_of
@@ -598,11 +609,6 @@ def _canonical(index: str) -> str:
     from coding_vessels.studies import canonical_index
     return canonical_index(index)
 
-# %% ../nbs/11_cli.ipynb #0925f5f5
-def _simulated(truth) -> Path | None:
-    "Return the folder of a groundtruth.csv if its patients are simulated."
-    return Path(truth).parent if (Path(truth).parent / 'truth').is_dir() else None
-
 # %% ../nbs/11_cli.ipynb #a7fcd587
 def evaluate(args: argparse.Namespace) -> int:
     """Print every figure of a prediction with its interval, beside the trivial predictor's; write scores.json
@@ -617,17 +623,20 @@ def evaluate(args: argparse.Namespace) -> int:
     truth = evaluation.read_labels(args.truth, truth=True)
     tables = evaluation.read_prediction(args.output, args.probabilities)
     groups = evaluation.read_groups(args.groups) if args.groups else None
-    record = evaluation.evaluate(truth, *tables, *[None] * (2 - len(tables)), groups, _simulated(args.truth))
+    other = evaluation.read_prediction(args.compare) if args.compare else [None]
+    for table, file in ((tables[0], args.output), (groups, args.groups), (other[0], args.compare)):
+        if table is not None: evaluation.align(truth, table, file)
+    simulated = _simulated(args.truth, truth)
+    record = evaluation.evaluate(truth, *tables, *[None] * (2 - len(tables)), groups, simulated)
     if args.compare:
-        other = evaluation.read_prediction(args.compare)
         record['comparison'] = {'with': str(args.compare)} | evaluation.compare(truth, tables, other)
     if args.readers:
         record['reader'] = evaluation.with_reader(truth, tables[0],
                                                   evaluation.read_decisions(args.readers, tables[0]))
+    made = []
+    if args.out: made = evaluation.write_scores(record, args.out, evaluation.draw_curves(truth, tables[0]))
     print(evaluation.describe(record))
-    if args.out:
-        made = evaluation.write_scores(record, args.out, evaluation.draw_curves(truth, tables[0]))
-        print(f'written: {", ".join(map(str, made))}')
+    if made: print(f'written: {", ".join(map(str, made))}')
     print(NOT_A_MEDICAL_DEVICE)
     return 0
 
@@ -657,8 +666,9 @@ def triage(args: argparse.Namespace) -> int:
     from coding_vessels.studies import append_csv
     folder = Path(args.folder)
     out, errors = Path(args.out or folder / 'triage.csv'), folder / 'errors.csv'
-    inputs = [folder / 'output.csv', folder / 'probabilities.csv', errors, args.patients, args.findings]
-    _check_outputs([out], None, inputs, args.overwrite)
+    tables = 'output.csv', 'probabilities.csv', 'positions.csv', 'errors.csv', 'prediction.json'
+    inputs = [*_written(folder / 'prediction.json'), *(folder / name for name in tables)]
+    _check_outputs([out], None, [*inputs, args.patients, args.findings], args.overwrite)
     settle(folder / 'prediction.json')
     order = risk.triage(folder, args.patients, args.findings)
     with whole(out) as beside: append_csv(beside(), order)
@@ -690,12 +700,17 @@ def fuse(args: argparse.Namespace) -> int:
         print(f'taught on {seen} patients, {known} of them with a history: {made}; measure it on others')
         return 0
     tables, known = fusion.fuse_folder(folder, args.patients, fusion.load_fusion(args.fusion))
+    taught = fusion.taught_before(folder, args.fusion)
+    warning = f'the fusion was taught on {taught} of these patients; figures of theirs are too good\n'
+    told = f'{folder}, {args.patients}, {args.fusion}\n' + warning * bool(taught)
     with whole(made) as beside:
         beside().mkdir()
-        (beside() / 'fusion.txt').write_text(f'{folder}, {args.patients}, {args.fusion}\n', encoding='utf-8')
+        (beside() / 'fusion.txt').write_text(told, encoding='utf-8')
         for name, table in tables.items(): append_csv(beside() / f'{name}.csv', table)
+        fusion.carry_over(folder, beside())
     print(f'{len(tables["output"])} patients, {known} of them with a history; Aneurysm by both: '
           f'{made}/output.csv\n{NOT_A_MEDICAL_DEVICE}')
+    if taught: print(warning, end='', file=sys.stderr)
     return 0
 
 # %% ../nbs/11_cli.ipynb #11ed0001

@@ -96,7 +96,7 @@ def grey_frames(dataset: Dataset) -> np.ndarray:
         return np.stack([_luminance(apply_color_lut(frame, dataset), bits) for frame in frames])
     viewer = _viewer(dataset)
     if viewer is None:
-        show = lambda frame: apply_modality_lut(frame, dataset)
+        show = lambda frame: np.asarray(apply_modality_lut(frame, dataset), float)   # 16 bits would wrap
         low, high = _span(map(show, frames))
         low = min(0, low)
         spare = max(0, int(high - low).bit_length() - 8)
@@ -221,6 +221,10 @@ def read_dicom(path: str | Path):
 # %% ../nbs/02a_dicom.ipynb #c2033fec
 _SIDE = {'L': r'\b(left|lt|l)\b|\bl(?=ica|va|cca|vert)', 'R': r'\b(right|rt|r)\b|\br(?=ica|va|cca|vert)'}
 _ARTERY = {'I': r'\b[lr]?ica\b|internal carotid', 'V': r'\b[lr]?va\b|vertebral|\b[lr]?vert\b'}
+# a letter or a side that is not the artery's: rule out, a spine, where the catheter went in
+_OTHER = (r'\br ?/ ?o\b|\bl[ -]?spine\b'
+          r'|\b(left|right|lt|rt|l|r)\.? (common )?'
+          r'(femoral|cfa|radial|brachial|ulnar|groin|access|approach)\b')
 
 
 def tag_of(dataset: Dataset, name: str) -> str:
@@ -245,6 +249,7 @@ def _injection(dataset) -> str:
         tag_of(dataset, name)
         for name in ('SeriesDescription', 'ProtocolName', 'AcquisitionDescription', 'ImageComments')
     ).lower().replace('_', ' ')
+    text = re.sub(_OTHER, ' ', text)
     named = [[key for key, pattern in table.items() if re.search(pattern, text)]
              for table in (_SIDE, _ARTERY)]
     return named[0][0] + named[1][0] if all(len(keys) == 1 for keys in named) else ''
@@ -302,7 +307,7 @@ SCALE_SOURCES = ('imager pixel spacing and magnification', 'imager pixel spacing
 
 def scale_of(dataset: Dataset) -> tuple[float, str]:
     """Return the millimetres of a pixel at the patient, and what they come from; NaN and '' if the file does
-    not say.
+    not say, or says what cannot be.
 
     Parameters
     ----------
@@ -314,10 +319,12 @@ def scale_of(dataset: Dataset) -> tuple[float, str]:
     if source in SCALE_SOURCES and not math.isnan(calibrated): return calibrated, source
     detector = _number(dataset, 'ImagerPixelSpacing')
     given = _number(dataset, 'EstimatedRadiographicMagnificationFactor')
-    if not math.isnan(detector / given): return detector / given, 'imager pixel spacing and magnification'
     distances = _number(dataset, 'DistanceSourceToDetector'), _number(dataset, 'DistanceSourceToPatient')
-    scale = detector * distances[1] / distances[0]
-    return (math.nan, '') if math.isnan(scale) else (scale, 'imager pixel spacing and distances')
+    told = [factor for factor in (given, distances[0] / distances[1]) if not math.isnan(factor)]
+    # the patient is nearer to the source than the detector, and both ways to say so agree
+    if math.isnan(detector) or not told or min(told) < 1 or max(told) > 1.05 * min(told): return math.nan, ''
+    source = 'distances' if math.isnan(given) else 'magnification'
+    return detector / told[0], f'imager pixel spacing and {source}'
 
 # %% ../nbs/02a_dicom.ipynb #7dd47139
 def _printable(name: str) -> str:

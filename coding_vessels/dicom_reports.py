@@ -64,7 +64,8 @@ def region_of(row: pd.Series, dataset: Dataset) -> hd.sr.ImageRegion:
     numbers = [int(row['frame'])] if row['frame'] and int(dataset.get('NumberOfFrames') or 1) > 1 else None
     image = hd.sr.SourceImageForRegion(dataset.SOPClassUID, dataset.SOPInstanceUID, numbers)
     if math.isnan(row['length']): return hd.sr.ImageRegion('POINT', np.array([[x, y]]), image)
-    return hd.sr.ImageRegion('CIRCLE', np.array([[x, y], [x + row['length'] / 2, y]]), image)
+    half = row['length'] / 2 if x < dataset.Columns / 2 else -row['length'] / 2      # towards the middle
+    return hd.sr.ImageRegion('CIRCLE', np.array([[x, y], [x + half, y]]), image)
 
 # %% ../nbs/09c_dicom_reports.ipynb #09c00016
 _NOTICE = 'not a medical device, for research only'

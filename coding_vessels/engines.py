@@ -376,8 +376,9 @@ def average(engines: list[Engine]) -> Engine:
     Returns
     -------
     Engine
-        One engine is returned as it is. Of several, 'labels' and, if all have them, 'maps' are averaged, and
-        the thresholds; 'each' holds the labels one by one; `source` is the SHA-256 of their sources.
+        One engine is returned as it is. Of several, 'labels' and thresholds are averaged, and what else the
+        first answers is its own, as in `double_reading`: a mean map may peak where none has looked. 'each'
+        holds the labels one by one; `source` is the SHA-256 of their sources.
 
     Raises
     ------
@@ -393,9 +394,8 @@ def average(engines: list[Engine]) -> Engine:
 
     def answer(frames):
         answers = [engine.answer(frames) for engine in engines]
-        common = [name for name in ('labels', 'maps') if all(name in one for one in answers)]
         each = np.stack([one['labels'] for one in answers])       # for studies that lack views
-        return {name: np.mean([one[name] for one in answers], axis=0) for name in common} | {'each': each}
+        return answers[0] | {'labels': each.mean(axis=0), 'each': each}
 
     told = lambda values: ' + '.join(dict.fromkeys(values))
     return Engine(told(engine.name for engine in engines), Path(' + '.join(e.file.name for e in engines)),

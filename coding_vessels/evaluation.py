@@ -80,16 +80,16 @@ def read_labels(csv: str | Path, truth: bool = False, partial: bool = False) -> 
     return numbers
 
 # %% ../nbs/08_evaluation.ipynb #818960d0
-def align(truth: pd.DataFrame, output: pd.DataFrame) -> pd.DataFrame:
-    """Return the predictions in the order of the truth.
+def align(truth: pd.DataFrame, output: pd.DataFrame, source: str = 'the predictions') -> pd.DataFrame:
+    """Return the predictions, or what else `source` says of patients, in the order of the truth.
 
     Raises
     ------
     ValueError
         If a patient of one table is missing in the other; the first few are named.
     """
-    for one, other, mend in ((truth, output, 'missing in the predictions; predict them'),
-                             (output, truth, 'not in the truth; remove them')):
+    for one, other, mend in ((truth, output, f'missing in {source}; add them'),
+                             (output, truth, f'in {source}, but not in the truth; remove them')):
         missing = [index for index in one.index if index not in other.index]
         if missing:
             raise ValueError(f'patient {", ".join(missing[:5])}{" and others" if len(missing) > 5 else ""}: '

@@ -5,9 +5,12 @@
 # %% ../nbs/09d_fusion.ipynb #09d00004
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from zipfile import ZipFile
 
 import keras
 import numpy as np
@@ -17,10 +20,11 @@ from scipy.special import logit
 
 from .evaluation import read_labels
 from .files import whole
-from .risk import Patient, _read_folder, read_patients
+from .risk import Patient, _left_out, _read_folder, _record_of, read_patients
 
 # %% auto #0
-__all__ = ['FACTORS', 'encode', 'fusion_head', 'fuse', 'teach_fusion', 'teach_on', 'load_fusion', 'fuse_folder']
+__all__ = ['FACTORS', 'encode', 'fusion_head', 'fuse', 'teach_fusion', 'taught_before', 'teach_on', 'load_fusion', 'fuse_folder',
+           'carry_over']
 
 # %% ../nbs/09d_fusion.ipynb #09d00007
 FACTORS = 'age', 'sex', 'hypertension', 'earlier_sah', 'smoking'
@@ -128,7 +132,7 @@ def _matched(folder, patients) -> tuple[dict[str, str], pd.DataFrame, pd.DataFra
     if (Path(folder) / 'fusion.txt').exists():
         raise ValueError(f'{folder} was fused before; give the folder of the prediction itself.')
     names, flags, probabilities, _ = _read_folder(folder)
-    histories = read_patients(patients, probabilities.index)
+    histories = read_patients(patients, {*probabilities.index, *_left_out(folder)})
     told = [histories.get(index, Patient()) for index in probabilities.index]
     known = int(encode(told)[:, len(FACTORS):].any(axis=1).sum())
     if not known:
@@ -138,11 +142,27 @@ def _matched(folder, patients) -> tuple[dict[str, str], pd.DataFrame, pd.DataFra
 # %% ../nbs/09d_fusion.ipynb #09d000231
 def _readings_of(folder) -> str:
     "Return the name of a fusion of a prediction's readings: with the digest of the weights, if that is told."
-    try: weights = json.loads((Path(folder) / 'prediction.json').read_text(encoding='utf-8'))['weights']
-    except (OSError, ValueError, KeyError, TypeError): return 'fusion'
-    return f'fusion_{str(weights)[:16]}'
+    weights = _record_of(folder).get('weights')
+    return f'fusion_{str(weights)[:16]}' if weights else 'fusion'
 
 # %% ../nbs/09d_fusion.ipynb #09d000232
+_TAUGHT_ON = 'patients.json'         # in the file of a fusion, beside what Keras keeps there
+
+
+def _known_again(probabilities: pd.DataFrame) -> list[str]:
+    "Return a digest of each patient's index and readings."
+    told = (f'{index} {row.tolist()}' for index, row in zip(probabilities.index, probabilities.to_numpy()))
+    return [hashlib.sha256(line.encode()).hexdigest()[:16] for line in told]
+
+
+def taught_before(folder: str | Path, fusion: str | Path) -> int:
+    "Return how many patients of a finished prediction a saved fusion was taught on."
+    with ZipFile(fusion) as parts:
+        if _TAUGHT_ON not in parts.namelist(): return 0
+        known = set(json.loads(parts.read(_TAUGHT_ON)))
+    return sum(digest in known for digest in _known_again(_read_folder(folder)[2]))
+
+
 def teach_on(folder: str | Path, patients: str | Path, truth: str | Path,
              save: str | Path) -> tuple[int, int]:
     """Teach a fusion on a finished prediction, write it, and return how many patients it saw, and how many of
@@ -171,7 +191,10 @@ def teach_on(folder: str | Path, patients: str | Path, truth: str | Path,
     if len(missing): raise ValueError(f'{truth} lacks patient {missing[0]}; add what is true of them.')
     true = true.Aneurysm[probabilities.index]
     model = teach_fusion(probabilities.Aneurysm, histories, true, name=_readings_of(folder))
-    with whole(save) as beside: model.save(beside())
+    with whole(save) as beside:
+        model.save(beside())
+        with ZipFile(beside(), 'a') as parts:
+            parts.writestr(_TAUGHT_ON, json.dumps(_known_again(probabilities)))
     return len(histories), known
 
 # %% ../nbs/09d_fusion.ipynb #09d00024
@@ -214,3 +237,13 @@ def fuse_folder(folder: str | Path, patients: str | Path, model: keras.Model
     tables = {'output': flags.astype(dict.fromkeys(flags.columns[1:], int)), 'probabilities': probabilities}
     return {name: table.assign(Aneurysm=both).reset_index(names='Index').replace({'Index': names})
             for name, table in tables.items()}, known
+
+# %% ../nbs/09d_fusion.ipynb #09d000242
+def carry_over(folder: str | Path, out: Path) -> None:
+    """Write into the folder of a fusion what else the prediction says of its patients: where it looked, what
+    it warned of, whom it left out, and which weights read.
+    """
+    for name in ('positions.csv', 'warnings.csv', 'errors.csv'):
+        if (Path(folder) / name).is_file(): shutil.copyfile(Path(folder) / name, out / name)
+    record = {name: told for name, told in _record_of(folder).items() if name in ('model', 'weights')}
+    (out / 'prediction.json').write_text(json.dumps(record) + '\n', encoding='utf-8')

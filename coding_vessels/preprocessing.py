@@ -15,7 +15,7 @@ import numpy as np
 from .studies import Study, read_frame
 
 # %% auto #0
-__all__ = ['Preprocessing', 'preprocess_frame', 'preprocess_frames', 'frame_warnings', 'usable', 'preprocess_study',
+__all__ = ['Preprocessing', 'preprocess_frame', 'preprocess_frames', 'frame_warnings', 'unusable', 'usable', 'preprocess_study',
            'view_warnings']
 
 # %% ../nbs/03_preprocessing.ipynb #d6558948
@@ -227,9 +227,14 @@ def frame_warnings(frame: np.ndarray) -> list[str]:
     return found
 
 # %% ../nbs/03_preprocessing.ipynb #3b6ae89e
+def unusable(frame: np.ndarray) -> str:
+    "Return why a grey frame, (height, width), uint8, is of no use: the warnings that forbid it; or nothing."
+    return '; '.join(warning for warning in frame_warnings(frame) if warning.startswith(_UNUSABLE))
+
+
 def usable(frame: np.ndarray) -> bool:
-    "Return whether a grey frame, (height, width), uint8, can be read: no warning forbids it."
-    return not any(warning.startswith(_UNUSABLE) for warning in frame_warnings(frame))
+    "Return whether a grey frame, (height, width), uint8, can be read."
+    return not unusable(frame)
 
 
 def preprocess_study(study: Study, settings: Preprocessing = Preprocessing()) -> np.ndarray:

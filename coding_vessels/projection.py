@@ -678,12 +678,15 @@ def _brought(location: str | None, filling: np.ndarray) -> dict[str, float]:
 
 def _describe(sac: Sac, points: np.ndarray, amounts: np.ndarray, filling: np.ndarray,
               spacing: float) -> Aneurysm:
-    "Return a sac's truth."
+    """Return a sac's truth. Its surface runs where cubes are half filled; the paler ones outside are the rim
+    of the interpolation.
+    """
     centre = (np.average(points, axis=0, weights=amounts) if sac.point is None
               else np.asarray(sac.point, float))
     host = sac.location and sac.location.split('_')[-1]
-    return Aneurysm(sac.location, host, 'saccular', centre, [],
-                    sac.diameter or _diameter(points) + spacing, None, _brought(sac.location, filling))
+    diameter = sac.diameter or max(spacing, _diameter(points[amounts >= 0.5 * spacing ** 3]))
+    return Aneurysm(sac.location, host, 'saccular', centre, [], diameter, None,
+                    _brought(sac.location, filling))
 
 # %% ../nbs/01d_projection.ipynb #04606e69
 def place_volume(volume: Volume, sacs: list[Sac] = (), inlets: dict | None = None) -> Head:

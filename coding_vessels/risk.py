@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -206,7 +207,7 @@ def _value(name: str, text: str):
     "Return what a cell of a column says, None if it is empty."
     if not text: return None
     if name in ('age', 'size_mm'):
-        try: return int(float(text)) if name == 'age' else float(text)
+        try: return math.floor(float(text)) if name == 'age' else float(text)
         except (ValueError, OverflowError): pass
         raise ValueError(f"{name} is '{text}'; write a number, or leave it empty.")
     words = _WORDS.get(name, _YES)
@@ -328,17 +329,30 @@ def urgency_of(flagged: dict[str, float], patient: Patient) -> list[dict]:
     return sorted(places, key=lambda place: -place['urgency'])
 
 # %% ../nbs/09b_risk.ipynb #64f5373b
+def _record_of(folder) -> dict:
+    "Return what a prediction says of itself; nothing if it says nothing."
+    try: record = json.loads((Path(folder) / 'prediction.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError): return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _left_out(folder) -> set[str]:
+    "Return the canonical indices of the patients whom a prediction left out."
+    file = Path(folder) / 'errors.csv'
+    return set(read_table(file)['Index'].map(canonical_index)) if file.is_file() else set()
+
+
 def _read_folder(folder) -> tuple[dict[str, str], pd.DataFrame, pd.DataFrame, str]:
     "Return the indices as written, flags, probabilities and notice of a folder that `predict` wrote."
     from coding_vessels.evaluation import read_prediction     # which the small installation lacks
-    files = [Path(folder) / name for name in ('output.csv', 'probabilities.csv')]
+    record = _record_of(folder)
+    output = Path(str(record.get('out', 'output.csv'))).name            # an earlier one may lie beside it
+    files = [Path(folder) / name for name in (output, 'probabilities.csv')]
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f'{file} does not exist; give the folder of a finished `predict`.')
     flags, probabilities = read_prediction(*files)
-    try: model = json.loads((Path(folder) / 'prediction.json').read_text(encoding='utf-8'))['model']
-    except (OSError, ValueError, KeyError, TypeError): model = ''
-    simulated = Path(str(model)).stem == SHIPPED.stem
+    simulated = Path(str(record.get('model', ''))).stem == SHIPPED.stem
     notice = NOTICE + ' The network was trained on simulated patients only.' * simulated
     return dict(zip(flags.index, read_table(files[0])['Index'])), flags, probabilities, notice
 
@@ -371,6 +385,23 @@ def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.round({'urgency': 4}).reset_index(drop=True)[_COLUMNS]
 
 # %% ../nbs/09b_risk.ipynb #44084534
+def _found_by(csv, flags: pd.DataFrame, flagged: dict[str, list[str]]) -> dict[str, list[Finding]]:
+    "Return what a reader found, as `read_reader`, of either table."
+    table = read_table(csv)
+    if 'decision' not in table: return read_reader(csv, flagged)
+    from coding_vessels.evaluation import read_decisions
+    read, found = read_decisions(csv, flags), {}
+    decided = table[table.location != '']
+    for index, rows in decided.groupby(decided['Index'].map(canonical_index), sort=False):
+        said = {row.location: f'{row.decision}: {row.get("note", "")}'.strip(': ')
+                for _, row in rows.iterrows()}
+        places = [name for name in LOCATIONS if read.loc[index, name] >= 0.5]
+        found[index] = ([Finding(name, reason=said[name]) for name in places if name in said]
+                        + [Finding(name) for name in places if name not in said]
+                        or [Finding(None, reason='; '.join(said.values()))])
+    return found
+
+
 def triage(folder: str | Path, patients: str | Path, findings: str | Path | None = None) -> pd.DataFrame:
     """Return the patients of a prediction, most urgent first, with clinical scores of every place.
 
@@ -381,7 +412,8 @@ def triage(folder: str | Path, patients: str | Path, findings: str | Path | None
     patients : str or Path
         A table as `read_patients` reads it; whoever is not in it has no known history.
     findings : str or Path, optional
-        A table as `read_reader` reads it; it replaces what the network flagged.
+        A table as `read_reader` reads it; it replaces what the network flagged. Or the table that the report
+        page saves (`read_decisions`), which changes it.
 
     Returns
     -------
@@ -397,8 +429,8 @@ def triage(folder: str | Path, patients: str | Path, findings: str | Path | None
     """
     names, flags, probabilities, notice = _read_folder(folder)
     flagged = {index: [name for name in LOCATIONS if row[name] >= 0.5] for index, row in flags.iterrows()}
-    histories = read_patients(patients, flagged)
-    found, lengths = read_reader(findings, flagged) if findings else {}, _lengths(Path(folder))
+    histories = read_patients(patients, {*flagged, *_left_out(folder)})
+    found, lengths = _found_by(findings, flags, flagged) if findings else {}, _lengths(Path(folder))
     rows = []
     for index, row in probabilities.iterrows():
         patient = histories.get(index, Patient())

@@ -5,15 +5,18 @@
 # %% ../nbs/02_studies.ipynb #7d83e186
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from csv import Error as CSVError
 from csv import reader
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +30,8 @@ from .anatomy import LABELS, LOCATIONS, VIEWS
 
 # %% auto #0
 __all__ = ['SIDES', 'PIXELS', 'BYTES', 'SCANS', 'Study', 'canonical_index', 'find_frames', 'FrameError', 'check_file',
-           'read_frame', 'film_of', 'read_film', 'read_table', 'parse_labels', 'read_cohort', 'split_studies',
-           'append_csv']
+           'read_frame', 'film_of', 'read_film', 'read_table', 'parse_labels', 'read_cohort', 'describe_gaps',
+           'split_studies', 'append_csv']
 
 # %% ../nbs/02_studies.ipynb #6cdaaf0f
 @dataclass(frozen=True, slots=True)
@@ -61,9 +64,9 @@ class Study:
 # %% ../nbs/02_studies.ipynb #8175c278
 def canonical_index(text: str) -> str:
     """Return a patient's index without spaces, leading zeros or a trailing '.0', so that 42, '0042' and
-    '42.0' agree.
+    '42.0' agree, and letters as one computer writes them or another (Unicode's form NFC).
     """
-    text = str(text).strip()
+    text = unicodedata.normalize('NFC', str(text).strip())
     number = re.fullmatch(r'0*(\d+)(\.0*)?', text)
     return number[1] if number else text
 
@@ -262,9 +265,12 @@ def _text(data: bytes) -> str:
 def _rows(text: str, full: bool = False) -> list[tuple[int, list[str]]]:
     """Return the rows of a CSV, spaces stripped, all as long as the first, with the line each begins in.
 
-    Shorter ones are filled up, or with `full` refused, as longer ones are.
+    Shorter ones are filled up, or with `full` refused, as longer ones are. Columns that hold nothing at all,
+    which spreadsheets leave at the right, are dropped.
     """
-    separator = max(',;\t', key=text.partition('\n')[0].count)
+    first = text.partition('\n')[0]
+    if first.lower().startswith('sep='): raise ValueError(f"line 1 is '{first.strip()}', not the header")
+    separator = max(',;\t', key=first.count)
     lines = reader(io.StringIO(text, newline=''), delimiter=separator, strict=True)
     rows, line = [], 1
     for row in lines:
@@ -276,7 +282,8 @@ def _rows(text: str, full: bool = False) -> list[tuple[int, list[str]]]:
         if len(row) > width or full and any(row) and len(row) < width:
             raise ValueError(f'line {line} has {len(row)} values, line 1 has {width}')
         row += [''] * (width - len(row))
-    return rows
+    kept = [any(column) for column in zip(*(row for _, row in rows))]
+    return [(line, list(compress(row, kept))) for line, row in rows]
 
 # %% ../nbs/02_studies.ipynb #ad48ef92
 def read_table(csv: str | Path, key: str = 'Index', full: bool = False) -> pd.DataFrame:
@@ -374,29 +381,53 @@ def _truth_of(csv, index: str) -> Path | None:
     return path if path.is_file() else None
 
 # %% ../nbs/02_studies.ipynb #28581f4a
-def _decodable(studies: list[Study], table: pd.DataFrame, problems: list) -> list[Study]:
-    "Return the studies whose frames can all be read, and add what is wrong with the others to `problems`."
-    def unreadable(study):
-        errors = []
-        for path in filter(None, study.frames):
-            try: read_frame(path)
-            except FrameError as error: errors.append((path, str(error)))
-        return errors
+def _looked_at(study: Study, unusable: Callable) -> tuple[list, list, list]:
+    """Return which frames of a study can't be read and which are of no use, each as file, problem and what
+    mends it, and the digests of the others, each with its file.
+    """
+    unreadable, useless, digests = [], [], []
+    for path in filter(None, study.frames):
+        try: frame = read_frame(path)
+        except FrameError as error:
+            problem, mend = str(error).removeprefix(f'{path} ').split('; ')
+            unreadable.append((path, problem, mend.rstrip('.')))
+            continue
+        if reason := unusable(frame):
+            useless.append((path, f'it is of no use: {reason}', 'export it again, or remove it'))
+        else: digests.append((hashlib.sha256(np.ascontiguousarray(frame)).digest()[:16], path))
+    return unreadable, useless, digests
+
+
+def _same(pairs) -> list:
+    "Return what is wrong with frames that are the same as others, (file, the other's name)."
+    return [(path, f'it is the same picture as {other}', 'keep the one that is right')
+            for path, other in pairs]
+
+
+def _decodable(studies: list[Study], table: pd.DataFrame, problems: list, unusable: Callable) -> list[Study]:
+    """Return the studies whose frames can all be read, at least one of them of use and none another
+    patient's; add what is wrong with frames to `problems`.
+    """
     checks = Parallel(n_jobs=-1, prefer='threads', return_as='generator')(
-        delayed(unreadable)(study) for study in studies)
-    good, lines = [], {row['Index']: line for line, row in table.iloc[::-1].iterrows()}
-    for study, errors in zip(studies, tqdm(checks, total=len(studies), desc='reading frames',
-                                           unit='study', delay=3)):
-        for path, message in errors:
-            problem, mend = message.removeprefix(f'{path} ').split('; ')
-            problems.append((study.index, str(path), lines[study.index], problem, mend.rstrip('.')))
-        if not errors: good.append(study)
+        delayed(_looked_at)(study, unusable) for study in studies)
+    good, met, lines = [], {}, {row['Index']: line for line, row in table.iloc[::-1].iterrows()}
+    for study, (unreadable, useless, digests) in zip(studies, tqdm(
+            checks, total=len(studies), desc='reading frames', unit='study', delay=3)):
+        own = {digest: path.name for digest, path in reversed(digests)}
+        others = _same((path, met[digest]) for digest, path in digests if digest in met)
+        twice = _same((path, own[digest]) for digest, path in digests if own[digest] != path.name)
+        problems += [(study.index, str(path), lines[study.index], *told)
+                     for path, *told in unreadable + useless + others + twice]
+        if unreadable or others or not digests: continue
+        good.append(study)
+        met |= own
     return good
 
 # %% ../nbs/02_studies.ipynb #02sc0001
 def _scale_problem(row: pd.Series) -> tuple[str, str] | None:
     "Return what is wrong with a row of a table of scales and what mends it, or None."
-    if row['view'] not in VIEWS: return f"'{row['view']}' is no view", f'use one of {", ".join(VIEWS)}'
+    if row['view'].upper() not in VIEWS:
+        return f"'{row['view']}' is no view", f'use one of {", ".join(VIEWS)}'
     try: size = float(row['mm'])
     except ValueError: size = 0
     if not 0.01 <= size <= 10: return f"mm is '{row['mm']}'", 'write millimetres a pixel, from 0.01 to 10'
@@ -415,11 +446,10 @@ def _read_scales(file: Path, problems: list) -> dict[str, dict[str, tuple[float,
         raise ValueError(f'{file} lacks the columns {", ".join(lacking)}; add them, or remove the file.')
     for line, row in table.iterrows():
         own = scales.setdefault(canonical_index(row['Index']), {})
-        problem = _scale_problem(row)
-        if not problem and row['view'] in own:
-            problem = 'the view has a scale already', 'keep one of the rows'
+        problem, view = _scale_problem(row), row['view'].upper()
+        if not problem and view in own: problem = 'the view has a scale already', 'keep one of the rows'
         if problem: problems.append((row['Index'], str(file), line, *problem))
-        else: own[row['view']] = float(row['mm']), sys.intern(row['source'])
+        else: own[view] = float(row['mm']), sys.intern(row['source'])
     return scales
 
 # %% ../nbs/02_studies.ipynb #02rc0003
@@ -459,7 +489,8 @@ def _column_problems(table: pd.DataFrame, csv, labelled: bool) -> list[tuple]:
 
 # %% ../nbs/02_studies.ipynb #1e06a166
 def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, decode: bool = False,
-                partial: bool = False) -> tuple[list[Study], pd.DataFrame]:
+                partial: bool = False, unusable: Callable[[np.ndarray], str] = lambda frame: ''
+                ) -> tuple[list[Study], pd.DataFrame]:
     """Return the usable studies of a cohort and a table of everything that is wrong with it.
 
     Parameters
@@ -471,9 +502,11 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
     labelled : bool
         Whether the labels are needed; if not, `Study.labels` is None.
     decode : bool
-        Whether to read every image to see that it can be read.
+        Whether to read every image, to see that it can be read and is of one patient alone.
     partial : bool
         Whether a study that lacks views is usable; what it lacks stands in the table all the same.
+    unusable : callable
+        With `decode`, what tells of a frame, (height, width), uint8, why it is of no use; by default each is.
 
     Returns
     -------
@@ -493,10 +526,22 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
     scales = _read_scales(scale_table, problems)
     studies, listed = _read_rows(table, csv, folder, found, labelled, partial, problems, scales)
     problems += _unlisted(listed, scale_table, scales, folder, found)
-    if decode: studies = _decodable(studies, table, problems)
+    if decode: studies = _decodable(studies, table, problems, unusable)
     # objects: strings of Arrow hold no file name in another encoding
     columns = ['Index', 'file', 'line', 'problem', 'mend']
     return studies, pd.DataFrame(problems, columns=columns, dtype=object)
+
+# %% ../nbs/02_studies.ipynb #02dg0002
+def describe_gaps(studies: list[Study], most: int = 5) -> str:
+    """Return how many studies lack views, and how many leave open where their aneurysm is, in words that
+    follow a number of studies: with a comma in front, and the first few named; empty if none does.
+    """
+    lacking = [study.index for study in studies if not study.present.all()]
+    untold = [study.index for study in studies if study.labels is not None and (study.labels < 0).any()]
+    more = lambda names: f' and {len(names) - most:,} more' if len(names) > most else ''
+    kinds = {'without all views': lacking, 'with an aneurysm at an unknown location': untold}
+    return ''.join(f', {len(names)} of them {kind} ({", ".join(names[:most])}{more(names)})'
+                   for kind, names in kinds.items() if names)
 
 # %% ../nbs/02_studies.ipynb #ae2ea469
 def split_studies(studies: list[Study], shares: tuple[float, ...] = (0.7, 0.15, 0.15),

@@ -35,7 +35,7 @@ from .files import locked, whole
 from .model import (Calibration, load_model, preprocessing_of, readers_of, report_model,
                                   vessel_model)
 from .preprocessing import Preprocessing
-from .studies import Study, canonical_index, split_studies
+from .studies import Study, canonical_index, describe_gaps, split_studies
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'PRESETS', 'SHARES', 'positive_weights', 'even_loss', 'label_loss', 'map_loss', 'look_loss',
@@ -322,12 +322,14 @@ def _marks(study: Study) -> set[str]:
 def keep_apart(studies: list[Study], validation: list[Study], start: str | None = None) -> None:
     "Raise if frames that train would validate, too, or patients whom the start model was trained on."
     trained, met = set().union(*map(_marks, studies)), patients_met(start)[0]
-    known = lambda study: bool(_marks(study) & trained) or canonical_index(study.index) in met
-    both = [study.index for study in validation if known(study)]
-    more = f' and {len(both) - 5} more' if len(both) > 5 else ''
-    if both:
-        raise ValueError(f'{", ".join(both[:5])}{more} would both train and validate; '
-                         'take them out of one of the two cohorts.')
+    both = [study.index for study in validation if _marks(study) & trained]
+    known = [study.index for study in validation if canonical_index(study.index) in met]
+    for names, wrong in (
+            (both, 'would both train and validate; take them out of one of the two cohorts'),
+            (known, f'would validate, and {start} was trained on patients with these numbers; take them out, '
+                    'or give other people other numbers')):
+        more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+        if names: raise ValueError(f'{", ".join(names[:5])}{more} {wrong}.')
 
 # %% ../nbs/07_training.ipynb #4cf0171a
 def _worth(labels: np.ndarray) -> np.ndarray:
@@ -611,6 +613,12 @@ def _write_settings(out: Path, record: dict) -> None:
     with whole(out / 'settings.json') as beside: beside().write_text(text, encoding='utf-8')
 
 # %% ../nbs/07_training.ipynb #5ef88ce0
+def _told_of(studies: list[Study]) -> str:
+    "Return a digest of the frames and labels of studies."
+    told = [(study.index, study.labels.tolist(), sorted(_marks(study))) for study in studies]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+
+
 def _changes(out: Path, known: dict, now: dict) -> list[str]:
     "Return in what a run that goes on differs from before, if it may; raise if it may not."
     changed = [name for name, value in now.items() if known.get(name) != value]
@@ -628,6 +636,7 @@ def _changes(out: Path, known: dict, now: dict) -> list[str]:
 def _reopen_run(out: Path, settings: dict, patients: dict) -> dict:
     "Check that the run in a folder can go on, and take over what changed; return what settings.json says."
     record = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
+    patients = {name: told for name, told in patients.items() if name in record}     # 0.2.0 kept no digest
     known = record['settings'] | {name: record[name] for name in patients}
     if not _changes(out, known, json.loads(json.dumps(settings)) | patients): return record
     if record.pop('finished', False) and not (out / 'state.npz').exists():
@@ -645,6 +654,7 @@ def _open_run(out: Path, settings: Settings, studies: list[Study], validation: l
     "Make the run folder and its settings.json, or see that an old run can go on; return what the file says."
     parts = {'train': studies, 'validation': validation}
     patients = {name: [study.index for study in part] for name, part in parts.items()}
+    patients['frames or labels'] = _told_of(studies + validation)
     if resume and (out / 'settings.json').exists(): return _reopen_run(out, asdict(settings), patients)
     foreign = lambda path: not path.name.startswith(('.settings.json.', '.run.'))
     if out.exists() and (not out.is_dir() or any(map(foreign, out.iterdir()))):
@@ -796,8 +806,7 @@ def _for_device(settings: Settings, parts: list[list[Study]], devices: int, verb
     device, suitable = find_device()
     if settings.precision == 'auto': settings = replace(settings, precision=suitable)
     patients = '{} patients to train, {} to validate'.format(*map(len, parts))
-    untold = sum((study.labels < 0).any() for part in parts for study in part)
-    if untold: patients += f', {untold} of them with an aneurysm at an unknown location'
+    patients += describe_gaps(sum(parts, []))
     several = f', {devices} devices in all' if devices > 1 else ''
     if verbose: print(f'{patients}; on {device}{several}, in {settings.precision}', flush=True)
     return settings
