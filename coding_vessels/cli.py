@@ -415,7 +415,7 @@ def _predict(args, files: dict[str, Path], record: Path, beside) -> tuple[int, l
         ours = beside.places()
         _write_record(beside(), record, facts, ours)
         for file in before - {path.resolve() for path in ours}: beside.remove(file)     # of an earlier run
-        status, told = _told(args, files, rows, lost, frames)
+        status, told = _told(args, engine.file, files, rows, lost, frames)
         return status, [*told, *_unused(problems[_of_scales(problems)])]
 
 # %% ../nbs/11_cli.ipynb #5a17c3e8
@@ -428,8 +428,9 @@ def _unused(scales) -> list:
     return [(line, sys.stderr) for line in [*rows[:5], *more]]
 
 
-def _told(args, files, rows, lost, frames: Path | None) -> tuple[int, list]:
-    "Return the exit status of a prediction and the lines that say what it wrote."
+def _told(args, file: Path, files, rows, lost, frames: Path | None) -> tuple[int, list]:
+    "Return the exit status of a prediction by a model's file, and the lines that say what it wrote."
+    from coding_vessels.engines import is_shipped
     read, left = (sum('error' not in row for row in rows),
                   len({row['Index'] for row in rows if 'error' in row} | set(lost.Index)))
     flagged = sum(len({place[0] for place in row.get('positions', [])}) for row in rows)
@@ -443,7 +444,7 @@ def _told(args, files, rows, lost, frames: Path | None) -> tuple[int, list]:
     page = f'a page to read: {args.report}' + (f', with its frames in {frames}/' if frames else '')
     if args.report: told.append((page, sys.stdout))
     if left: told.append((f'{left} patients or files left out: {files["errors"]}', sys.stderr))
-    if not args.model: told.append((SIMULATED_ONLY, sys.stdout))
+    if is_shipped(file): told.append((SIMULATED_ONLY, sys.stdout))
     return 3 if left else 0, [*told, (NOT_A_MEDICAL_DEVICE, sys.stdout)]
 
 # %% ../nbs/11_cli.ipynb #f4b9900f
@@ -560,10 +561,10 @@ def _page_scores(truth, rows, threshold, args) -> tuple:
     return evaluate(truth, *tables, cohort=_simulated(args.truth, truth)), draw_curves(truth, tables[0])
 
 # %% ../nbs/11_cli.ipynb #11rp0003
-def _page_facts(args, model: str, errors) -> dict[str, str]:
+def _page_facts(args, model: str, shipped: bool, errors) -> dict[str, str]:
     "Return what stands at the foot of a page: who made it, of what, with which weights."
     from datetime import date
-    trained = ("the package's weights: simulated patients only" if not args.model
+    trained = ("the package's weights: simulated patients only" if shipped
                else 'see settings.json in the folder of its run')
     return {'Program': f'coding_vessels {__version__}', 'Written': f'{date.today():%Y-%m-%d}',
             'Patients': f'{args.csv}, frames in {args.images}', 'Model': model, 'Trained on': trained,
@@ -574,6 +575,8 @@ class _Report:
     "Collects what the page of `predict --report` needs, and writes it."
     def __init__(self, args, engine, studies, lost, frames: tuple[Path, str] | None):
         self.args, self.truth, self.histories = args, _page_truth(args, studies), None
+        from coding_vessels.engines import is_shipped
+        self.shipped = is_shipped(engine.file)
         self.frames = frames              # where those are written that lie beside the page, and their folder
         self.model = (f'{engine.file.name}, run in {engine.name}; '
                       f'SHA-256 of the weights {engine.source[:16]}')
@@ -598,9 +601,9 @@ class _Report:
         pages, failed = Part(rows, 'page'), tables_of(row for row in rows if 'error' in row)['errors']
         errors, args = pd.concat([failed, lost]), self.args
         record, curves = _page_scores(self.truth, rows, threshold, args) if args.truth else (None, None)
-        notices = [NOT_A_MEDICAL_DEVICE, *([] if args.model else [SIMULATED_ONLY])]
+        notices = [NOT_A_MEDICAL_DEVICE, *([SIMULATED_ONLY] if self.shipped else [])]
         write_report(file, pages, f'Cerebral angiography of {len(pages)} patients',
-                     _page_facts(args, self.model, errors), notices, record, curves,
+                     _page_facts(args, self.model, self.shipped, errors), notices, record, curves,
                      errors[['Index', 'error']].itertuples(index=False), self.truth is not None,
                      self.histories is not None)
 

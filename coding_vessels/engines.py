@@ -29,8 +29,8 @@ from .preprocessing import Preprocessing, preprocess_frame, preprocess_study
 from .studies import Study
 
 # %% auto #0
-__all__ = ['SHIPPED', 'ENGINES', 'PRECISIONS', 'WORKERS', 'Engine', 'exported_file', 'record_digests', 'export_model',
-           'load_engine', 'average']
+__all__ = ['SHIPPED', 'ENGINES', 'PRECISIONS', 'WORKERS', 'Engine', 'is_shipped', 'exported_file', 'record_digests',
+           'export_model', 'load_engine', 'average']
 
 # %% ../nbs/08a_engines.ipynb #e45737d9
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ SHIPPED = Path(str(files('coding_vessels') / 'assets/vessel.keras'))    # knows 
 ENGINES = {'keras': '.keras', 'openvino': '.xml', 'onnx': '.onnx'}      # and their files
 PRECISIONS = 'float32', 'bfloat16', 'int8'
 WORKERS = min(cpu_count(), 8)                            # studies that are answered at the same time
+
+
+def is_shipped(file: str | Path) -> bool:
+    "Return whether a model's file name is that of the shipped weights, in any form, or of a mean with them."
+    return SHIPPED.stem in [Path(name).name.split('.')[0] for name in str(file).split(' + ')]
 
 
 def _digest(path: Path) -> str:

@@ -28,7 +28,7 @@ from .studies import FrameError, Study, append_csv, read_frame
 
 # %% auto #0
 __all__ = ['draw_overlay', 'assess', 'read_frames', 'sizes_of', 'Reading', 'frame_notes', 'read_study', 'readings', 'rows_of',
-           'append_rows', 'tables_of', 'predict_studies', 'overlay_writer', 'apply_threshold', 'Rows', 'Part',
+           'append_rows', 'tables_of', 'predict_studies', 'chance', 'overlay_writer', 'apply_threshold', 'Rows', 'Part',
            'fingerprint', 'write_tables']
 
 # %% ../nbs/09_prediction.ipynb #46daf324
@@ -116,7 +116,7 @@ def sizes_of(study: Study, view: str, shape: Shape | None) -> tuple:
 # %% ../nbs/09_prediction.ipynb #09positn
 def _position(reading: Reading, location: str, view: str) -> tuple:
     "Return location, probability, view, x and y in pixels of the frame, and what `sizes_of` says."
-    probability = round(float(reading.probabilities[1 + LOCATIONS.index(location)]), 4)
+    probability = min(0.9999, round(float(reading.probabilities[1 + LOCATIONS.index(location)]), 4))
     x, y = reading.place(location, view)
     sizes = sizes_of(reading.study, view, reading.shape(location, view))
     return location, probability, view, round(x, 1), round(y, 1), *sizes
@@ -303,6 +303,11 @@ def predict_studies(engine: Engine, studies: list[Study], threshold: float | np.
     tables = tables_of(rows)
     return tables['probabilities'], tables['positions'], tables['errors']
 
+# %% ../nbs/09_prediction.ipynb #5c0e7a1d
+def chance(p: float) -> str:
+    "Return a probability with three digits, never as 0 or 1."
+    return '<0.001' if p < 0.001 else '>0.999' if p > 0.999 else f'{p:.3f}'
+
 # %% ../nbs/09_prediction.ipynb #6ec1b1e0
 def overlay_writer(folder: str | Path):
     """Return a function for `predict_studies` that writes a PNG for each flagged location.
@@ -323,7 +328,7 @@ def overlay_writer(folder: str | Path):
                                           (0, 255, 255), 2, cv2.LINE_AA)
             strip, probability = (np.hstack(list(views.values())),
                                   reading.probabilities[1 + LOCATIONS.index(location)])
-            text = f'{reading.study.index} {location} {probability:.2f}  not a medical device'
+            text = f'{reading.study.index} {location} {chance(probability)}  not a medical device'
             header = np.zeros((34, strip.shape[1], 3), np.uint8)
             cv2.putText(header, text, (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 1,
                         cv2.LINE_AA)

@@ -21,13 +21,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .anatomy import LOCATION_NAMES, LOCATIONS, MAP, MAP_LINES, VIEWS, parse_view
 from .files import whole
-from .prediction import Reading, sizes_of
+from .prediction import Reading, chance, sizes_of
 from .risk import NOTICE, Patient, urgency_of
 from .size import attention_map
 from .studies import FrameError, canonical_index, film_of, read_film
 
 # %% auto #0
-__all__ = ['thumbnail', 'attention_layer', 'in_page', 'in_file', 'page_of', 'chance', 'write_report']
+__all__ = ['thumbnail', 'attention_layer', 'in_page', 'in_file', 'page_of', 'write_report']
 
 # %% ../nbs/10_report.ipynb #48cafa5c
 def thumbnail(frame: np.ndarray, longest: int = 640) -> str:
@@ -175,11 +175,6 @@ def page_of(reading: Reading, truth: pd.DataFrame | None = None, patient: Patien
             'frames': views, 'shown': shown, 'thumbnail': thumbnail(face, 84), 'unseen': unseen,
             'urgency': scores[0]['urgency'] if scores else None, 'scores': scores,
             'warnings': sum(len(view['warnings']) for view in views) + len(notes), 'notes': notes}
-
-# %% ../nbs/10_report.ipynb #5c0e7a1d
-def chance(p: float) -> str:
-    "Return a probability with three digits, never as 0 or 1."
-    return '<0.001' if p < 0.001 else '>0.999' if p > 0.999 else f'{p:.3f}'
 
 # %% ../nbs/10_report.ipynb #5c0e7a21
 class _Ordered:

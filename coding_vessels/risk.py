@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from .anatomy import LOCATIONS
-from .engines import SHIPPED
+from .engines import is_shipped
+from .prediction import chance
 from .studies import canonical_index, read_table
 
 # %% auto #0
@@ -302,17 +303,17 @@ def _columns(name: str, score: Score) -> dict:
     return {name: _span(score.total), f'{name} points': points, **risks, f'{name} cohort': score.cohort}
 
 # %% ../nbs/09b_risk.ipynb #7eb29cb0
-def _place(patient: Patient, finding: Finding, chance: float) -> dict:
+def _place(patient: Patient, finding: Finding, likely: float) -> dict:
     "Return what is said of one place: the finding, its urgency, its scores, what they lack."
     found_by = 'reader' if finding.reason else 'network' if finding.location else ''
-    told = {'location': finding.location, 'probability': chance, 'found by': found_by,
+    told = {'location': finding.location, 'probability': likely, 'found by': found_by,
             'size_mm': finding.size, 'irregular': finding.irregular, 'reason': finding.reason}
     if finding.location is None: return told
     scores = {'PHASES': phases(patient, finding.location, finding.size),
               'ELAPSS': elapss(patient, finding.location, finding.size, finding.irregular)}
     for name, score in scores.items(): told |= _columns(name, score)
     lacking = [f'{name}: {", ".join(score.missing)}' for name, score in scores.items() if score.missing]
-    urgency = chance * scores['PHASES'].risks['rupture in 5 years'][1]
+    urgency = likely * scores['PHASES'].risks['rupture in 5 years'][1]
     return told | {'urgency': urgency, 'highest': scores['PHASES'].total[1], 'missing': '; '.join(lacking)}
 
 # %% ../nbs/09b_risk.ipynb #95ed9753
@@ -325,7 +326,7 @@ def urgency_of(flagged: dict[str, float], patient: Patient) -> list[dict]:
         Location -> probability.
     patient : Patient
     """
-    places = [_place(patient, Finding(location), chance) for location, chance in flagged.items()]
+    places = [_place(patient, Finding(location), likely) for location, likely in flagged.items()]
     return sorted(places, key=lambda place: -place['urgency'])
 
 # %% ../nbs/09b_risk.ipynb #64f5373b
@@ -352,7 +353,7 @@ def _read_folder(folder) -> tuple[dict[str, str], pd.DataFrame, pd.DataFrame, st
         if not file.is_file():
             raise FileNotFoundError(f'{file} does not exist; give the folder of a finished `predict`.')
     flags, probabilities = read_prediction(*files)
-    simulated = Path(str(record.get('model', ''))).stem == SHIPPED.stem
+    simulated = is_shipped(str(record.get('model', '')))
     notice = NOTICE + ' The network was trained on simulated patients only.' * simulated
     return dict(zip(flags.index, read_table(files[0])['Index'])), flags, probabilities, notice
 
@@ -437,10 +438,10 @@ def triage(folder: str | Path, patients: str | Path, findings: str | Path | None
         told = {'Index': names[index], 'Aneurysm': row['Aneurysm'], 'notice': notice, **asdict(patient)}
         told['not assessed'] = ', '.join(name for name in LOCATIONS if np.isnan(row[name]))
         for finding in found.get(index) or [Finding(name) for name in flagged[index] or [None]]:
-            chance = row[finding.location or 'Aneurysm']
-            if finding.reason: chance = float(finding.location is not None)
+            likely = row[finding.location or 'Aneurysm']
+            if finding.reason: likely = float(finding.location is not None)
             told['seen_mm'] = lengths.get((index, finding.location))
-            rows.append(told | _place(patient, finding, chance))
+            rows.append(told | _place(patient, finding, likely))
     return _sorted(pd.DataFrame(rows))
 
 # %% ../nbs/09b_risk.ipynb #8f065621
@@ -450,9 +451,9 @@ _SHORT = ['rank', 'Index', 'location', 'found by', 'probability', 'urgency', 'PH
 
 def describe_order(order: pd.DataFrame, most: int = 20) -> str:
     "Return the first places of `triage` as text, with the rule of the order and the notice."
-    two = lambda x: x if x == '' else f'{x:.2f}'
+    two, sure = lambda x: f'{x:.2f}' if x != '' else x, lambda x: '1' if x == 1 else chance(x)
     short = order[_SHORT].head(most).astype(object).fillna('')
-    text = short.to_string(index=False, formatters={'probability': two, 'urgency': two})
+    text = short.to_string(index=False, formatters={'probability': sure, 'urgency': two})
     rest = f'... and {len(order) - most} more rows\n' if len(order) > most else ''
     rule = ('Order: patients with a place first, by its probability (1 where a reader found it)\n'
             'times the highest rupture risk that PHASES allows; then the others by probability.')
