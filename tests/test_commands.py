@@ -245,10 +245,17 @@ def test_fuse_teaches_and_puts_together(command, tmp_path):
     smoking = np.where(rng.random(200) < 0.3 + 0.4 * sick, "yes", "no")
     pd.DataFrame({"Index": names, "smoking": smoking}).to_csv(tmp_path / "patients.csv", index=False)
     words, saved, out = ["fuse", tmp_path, "--patients", tmp_path / "patients.csv"], tmp_path / "f.keras", tmp_path / "fused"
+    (tmp_path / "prediction.json").write_text('{"model": "vessel.keras"}')
+    (tmp_path / "errors.csv").write_text("Index,error\n0999,no frame\n")
     done = command(*words, "--truth", tmp_path / "groundtruth.csv", "--save", saved)
     assert done.returncode == 0 and "taught on 200 patients" in done.stdout, done.stderr
     done = command(*words, "--fusion", saved, "--out", out)
     assert done.returncode == 0 and "Not a medical device" in done.stdout, done.stderr
+    assert "taught on 200 of these patients; figures of theirs are too good" in done.stderr
+    urgent = command("triage", out, "--patients", tmp_path / "patients.csv")
+    assert urgent.returncode == 3 and "left out are not in the list" in urgent.stderr and "simulated patients only" in urgent.stdout
+    taken = command("triage", out, "--patients", tmp_path / "patients.csv", "--out", out / "prediction.json", "--overwrite")
+    assert taken.returncode == 1 and "or is an input" in taken.stderr
     fused = pd.read_csv(out / "output.csv", dtype={"Index": str})
     assert fused.Index.tolist() == names and (fused.L_MCA == sick).all()
     gain = (fused.Aneurysm - readings)[smoking == "yes"].mean() - (fused.Aneurysm - readings)[smoking == "no"].mean()

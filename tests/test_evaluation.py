@@ -59,6 +59,27 @@ def test_probabilities_beside_the_compared_output_are_checked_too(files, capsys)
     assert "other/probabilities.csv: Aneurysm of patient 1" in capsys.readouterr().err
 
 
+def test_whoever_lacks_a_patient_is_named(files, capsys):
+    """The file, not the predictions, if it is the groups or the output to compare with that lack one."""
+    groups, output = pd.DataFrame({"Index": range(1, 60), "sex": "f"}), pd.read_csv(files / "output.csv")
+    less = files / "other/less.csv"
+    less.parent.mkdir()
+    for option, table in (("--groups", groups), ("--compare", output[:-1])):
+        table.to_csv(less, index=False)
+        assert evaluated(files, option, str(less)) == 1
+        assert f"patient 60: missing in {less}" in capsys.readouterr().err
+
+
+def test_a_folder_called_truth_need_not_be_ours(files, capsys):
+    """Another one is passed over; one of a simulated cohort that lacks a patient is told before anything is written."""
+    (files / "truth").mkdir()
+    (files / "truth/notes.json").write_text("{}")
+    assert evaluated(files) == 0
+    (files / "truth/7.json").write_text("{}")
+    assert evaluated(files, "--out", str(files / "scores")) == 1 and not (files / "scores").exists()
+    assert "truth/1.json is missing; restore it, or rename its folder" in capsys.readouterr().err
+
+
 def test_three_of_three_leave_room_for_doubt():
     truth = pd.DataFrame(0, list("123456"), LABELS)
     truth.loc[list("123"), ["Aneurysm", "BA"]] = 1

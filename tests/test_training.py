@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -329,6 +331,35 @@ def test_folds_predict_whom_they_have_not_seen(cohort, tmp_path, capsys, monkeyp
     assert not np.allclose(both[1].iloc[:, 1:], both[2].iloc[:, 1:], atol=1e-3)
 
 
+def test_one_patient_under_two_numbers_and_patients_who_lack_views(cohort, tmp_path, capsys, monkeypatch):
+    """A second export of a patient neither trains nor validates; who lacks a view does; who has no frame of use is left out."""
+    from coding_vessels import training
+    from coding_vessels.cli import main
+
+    monkeypatch.setattr(training, "build_model", readable_network)
+    mixed, table = tmp_path / "c", pd.read_csv(cohort / "groundtruth.csv", dtype=str)
+    shutil.copytree(cohort, mixed)
+    for path in (cohort / "images").glob("1003*"):
+        shutil.copy(path, mixed / "images" / path.name.replace("1003", "2003"))
+    (mixed / "images/1005LI-A.jpg").unlink()
+    for path in (mixed / "images").glob("1006*"):
+        cv2.imwrite(str(path), np.zeros((96, 96), np.uint8))
+    pd.concat([table, table[table.Index == "1003"].assign(Index="2003")]).to_csv(mixed / "groundtruth.csv", index=False)
+    words = ["--csv", str(mixed / "groundtruth.csv"), "--images", str(mixed)]
+    assert main(["check", *words]) == 1
+    told = capsys.readouterr().out
+    assert "it is the same picture as 1003LI-A.jpg" in told and "it is of no use: nearly empty" in told
+    assert "19 usable studies, 1 of them without all views (1005), 17 problems" in told
+    small = ["--size", "64", "--epochs", "1"]
+    assert main(["train", *words, "--out", str(tmp_path / "run"), *small]) == 3
+    assert "without all views (1005)" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run/settings.json").read_text())
+    assert {*table.Index} - {"1006"} == {*record["train"], *record["validation"]}
+    assert {*pd.read_csv(tmp_path / "run/errors.csv", dtype=str).Index} == {"1006", "2003"}
+    assert main(["train", *words, "--out", str(tmp_path / "folds"), *small, "--folds", "2"]) == 3
+    assert {*pd.read_csv(tmp_path / "folds/output.csv", dtype=str).Index} == {*table.Index} - {"1006"}
+
+
 def test_patients_of_whom_nobody_said_where(cohort, tmp_path, capsys, monkeypatch):
     """Empty locations from check to train, page and scores; the figures of patients are those of the full table."""
     from coding_vessels import training
@@ -345,7 +376,7 @@ def test_patients_of_whom_nobody_said_where(cohort, tmp_path, capsys, monkeypatc
     said = f"20 usable studies, {len(sick)} of them with an aneurysm at an unknown location ({', '.join(table.Index[sick[:5]])}"
     assert said in capsys.readouterr().out
     assert main(["train", "--csv", str(truth), *files, "--out", str(tmp_path / "run"), "--size", "64", "--epochs", "1"]) == 0
-    assert f"to validate, {len(sick)} of them with an aneurysm at an unknown location; on " in capsys.readouterr().out
+    assert f"to validate, {len(sick)} of them with an aneurysm at an unknown location (" in capsys.readouterr().out
     history = pd.read_csv(tmp_path / "run/history.csv")
     assert np.isfinite(history[["loss", "val_loss"]]).all(axis=None)
     out, page = tmp_path / "output.csv", tmp_path / "page.html"
