@@ -874,7 +874,7 @@ def _add_reading(verb) -> None:
          ('--patients', dict(required=True, help='CSV: Index, and any of age, sex, hypertension, '
                                                  'earlier_sah, population, smoking')),
          ('--findings', dict(help='CSV of what a reader found: Index, reason, and any of location, size_mm, '
-                                  'irregular; replaces what was flagged')),
+                                  'irregular, in place of what was flagged; or the CSV saved from the page')),
          ('--out', dict(help='the list (default: triage.csv in the folder)')),
          ('--overwrite', dict(action='store_true')))
 
