@@ -135,10 +135,10 @@ def _train_folds(args, studies: list, settings):
     from coding_vessels import prediction, training
     from coding_vessels.engines import load_engine
     from coding_vessels.files import whole
-    from coding_vessels.studies import append_csv, split_studies
+    from coding_vessels.studies import append_csv
     if not args.resume and Path(args.out).exists():
         raise FileExistsError(f'{args.out} exists; choose another folder, or go on with --resume.')
-    parts = split_studies(studies, (1 / args.folds,) * args.folds, settings.seed)
+    parts = training.split_apart(studies, (1 / args.folds,) * args.folds, settings.seed)
     tables, errors = [], []
     if not all(parts): raise ValueError(f'{len(studies)} patients are too few for {args.folds} folds.')
     for number, held in enumerate(parts, 1):

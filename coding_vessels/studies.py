@@ -398,15 +398,14 @@ def _looked_at(study: Study, unusable: Callable) -> tuple[list, list, list]:
     return unreadable, useless, digests
 
 
-def _same(pairs) -> list:
+def _same(pairs, mend: str) -> list:
     "Return what is wrong with frames that are the same as others, (file, the other's name)."
-    return [(path, f'it is the same picture as {other}', 'keep the one that is right')
-            for path, other in pairs]
+    return [(path, f'it is the same picture as {other}', mend) for path, other in pairs]
 
 
 def _decodable(studies: list[Study], table: pd.DataFrame, problems: list, unusable: Callable) -> list[Study]:
-    """Return the studies whose frames can all be read, at least one of them of use and none another
-    patient's; add what is wrong with frames to `problems`.
+    """Return the studies whose frames can all be read, at least one of them of use; add what is wrong with
+    frames to `problems`.
     """
     checks = Parallel(n_jobs=-1, prefer='threads', return_as='generator')(
         delayed(_looked_at)(study, unusable) for study in studies)
@@ -414,13 +413,14 @@ def _decodable(studies: list[Study], table: pd.DataFrame, problems: list, unusab
     for study, (unreadable, useless, digests) in zip(studies, tqdm(
             checks, total=len(studies), desc='reading frames', unit='study', delay=3)):
         own = {digest: path.name for digest, path in reversed(digests)}
-        others = _same((path, met[digest]) for digest, path in digests if digest in met)
-        twice = _same((path, own[digest]) for digest, path in digests if own[digest] != path.name)
+        others = _same(((path, met[digest]) for digest, path in digests if digest in met),
+                       'if both are one patient, keep one of them')
+        twice = _same(((path, own[digest]) for digest, path in digests if own[digest] != path.name),
+                      'keep the one that is right')
         problems += [(study.index, str(path), lines[study.index], *told)
                      for path, *told in unreadable + useless + others + twice]
-        if unreadable or others or not digests: continue
-        good.append(study)
-        met |= own
+        if digests and not unreadable: good.append(study)
+        met = own | met
     return good
 
 # %% ../nbs/02_studies.ipynb #02sc0001
@@ -502,7 +502,7 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
     labelled : bool
         Whether the labels are needed; if not, `Study.labels` is None.
     decode : bool
-        Whether to read every image, to see that it can be read and is of one patient alone.
+        Whether to read every image, to see that it can be read, and is no other one once more.
     partial : bool
         Whether a study that lacks views is usable; what it lacks stands in the table all the same.
     unusable : callable

@@ -11,8 +11,11 @@ import platform
 import shutil
 import time
 import zipfile
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import keras
@@ -20,6 +23,8 @@ import numpy as np
 import pandas as pd
 from keras import ops
 from scipy.optimize import minimize
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
@@ -34,15 +39,15 @@ from .devices import (agree, devices_for, from_first, on_one_device, process, sp
 from .files import locked, whole
 from .model import (Calibration, load_model, preprocessing_of, readers_of, report_model,
                                   vessel_model)
-from .preprocessing import Preprocessing
-from .studies import Study, canonical_index, describe_gaps, split_studies
+from .preprocessing import Preprocessing, usable
+from .studies import Study, canonical_index, describe_gaps, read_frame, split_studies
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'PRESETS', 'SHARES', 'positive_weights', 'even_loss', 'label_loss', 'map_loss', 'look_loss',
-           'suspicion_loss', 'mask_loss', 'find_device', 'Settings', 'build_model', 'patients_met', 'split_patients',
-           'keep_apart', 'fit_calibration', 'choose_thresholds', 'calibrate', 'schedule', 'compile_model',
-           'training_batches', 'validate', 'learning_rate_of', 'draw_history', 'save_state', 'load_state',
-           'epochs_waited', 'enough_memory', 'train']
+           'suspicion_loss', 'mask_loss', 'find_device', 'Settings', 'build_model', 'patients_met', 'keep_apart',
+           'split_apart', 'split_patients', 'fit_calibration', 'choose_thresholds', 'calibrate', 'schedule',
+           'compile_model', 'training_batches', 'validate', 'learning_rate_of', 'draw_history', 'save_state',
+           'load_state', 'epochs_waited', 'enough_memory', 'train']
 
 # %% ../nbs/07_training.ipynb #a32dc0b4
 def positive_weights(studies: list[Study], bound: float = 10.0) -> np.ndarray:
@@ -298,31 +303,35 @@ def patients_met(start: str | None) -> tuple[set, set]:
                          'trained on; start from best.keras in its run folder.') from None
 
 
-# %% ../nbs/07_training.ipynb #84d3c6e7
-def split_patients(studies: list[Study], settings: Settings) -> list[list[Study]]:
-    "Return studies to train and to validate on, 85 and 15 %; whom the start model has met stays on its side."
-    trained, validated = patients_met(settings.start)
-    index = lambda study: canonical_index(study.index)
-    new = [study for study in studies if index(study) not in trained | validated]
-    parts = split_studies(new, (0.85, 0.15), settings.seed)
-    for part, met in zip(parts, (trained, validated - trained)):
-        part += [study for study in studies if index(study) in met]
-    if settings.start and not parts[1]:
-        raise ValueError(f'{settings.start} was trained on these patients and none is left to validate on; '
-                         'add patients that it has not met.')
-    return parts
-
 # %% ../nbs/07_training.ipynb #10b74884
-def _marks(study: Study) -> set[str]:
-    "Return what makes a study known again: the digests of its frames; its index if it has none."
-    digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in study.frames if path}
-    return digests or {canonical_index(study.index)}
+def _marks(study: Study) -> dict[str, Path | None]:
+    "Return what makes a study known again: the digests of its frames, with their files; or its index."
+    digests = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in study.frames if path}
+    return digests or {canonical_index(study.index): None}
+
+
+def _pictures(files: dict[str, Path | None], shared: Iterable[str]) -> set[str]:
+    "Return which marks that studies share say that they are one patient: not those of a frame of no use."
+    return {mark for mark in shared if files[mark] is None or usable(read_frame(files[mark]))}
+
+
+def _patients(studies: list[Study]) -> np.ndarray:
+    "Return a number for each study, (n,): the same for those that share a picture, or are linked by others."
+    each = [_marks(study) for study in studies]
+    files, counts = dict(chain.from_iterable(own.items() for own in each)), Counter(chain(*each))
+    shared = _pictures(files, (mark for mark, count in counts.items() if count > 1))
+    numbers = {mark: len(studies) + number for number, mark in enumerate(shared)}
+    pairs = [(i, numbers[mark]) for i, own in enumerate(each) for mark in own if mark in numbers]
+    size = len(studies) + len(numbers)
+    links = coo_array((np.ones(len(pairs)), tuple(np.reshape(pairs, (-1, 2)).T.astype(int))), (size, size))
+    return connected_components(links, directed=False)[1][:len(studies)]
 
 # %% ../nbs/07_training.ipynb #621fb4d4
 def keep_apart(studies: list[Study], validation: list[Study], start: str | None = None) -> None:
     "Raise if frames that train would validate, too, or patients whom the start model was trained on."
     trained, met = set().union(*map(_marks, studies)), patients_met(start)[0]
-    both = [study.index for study in validation if _marks(study) & trained]
+    marks = {study.index: _marks(study) for study in validation}
+    both = [index for index, own in marks.items() if _pictures(own, own.keys() & trained)]
     known = [study.index for study in validation if canonical_index(study.index) in met]
     for names, wrong in (
             (both, 'would both train and validate; take them out of one of the two cohorts'),
@@ -330,6 +339,31 @@ def keep_apart(studies: list[Study], validation: list[Study], start: str | None 
                     'or give other people other numbers')):
         more = f' and {len(names) - 5} more' if len(names) > 5 else ''
         if names: raise ValueError(f'{", ".join(names[:5])}{more} {wrong}.')
+
+# %% ../nbs/07_training.ipynb #84d3c6e7
+def split_apart(studies: list[Study], shares: tuple[float, ...], seed: int = 0) -> list[list[Study]]:
+    "Return studies dealt into parts as by `split_studies`; those that share a picture go the same way."
+    patients, numbers = _patients(studies), {study.index: i for i, study in enumerate(studies)}
+    first = np.sort(np.unique(patients, return_index=True)[1])
+    parts = split_studies([studies[i] for i in first], shares, seed)
+    homes = {patients[numbers[study.index]]: part for part in parts for study in part}
+    for i in np.setdiff1d(np.arange(len(studies)), first): homes[patients[i]].append(studies[i])
+    return parts
+
+
+def split_patients(studies: list[Study], settings: Settings) -> list[list[Study]]:
+    "Return studies to train and to validate on, 85 and 15 %; whom the start model has met stays on its side."
+    trained, validated = patients_met(settings.start)
+    index = lambda study: canonical_index(study.index)
+    new = [study for study in studies if index(study) not in trained | validated]
+    parts = split_apart(new, (0.85, 0.15), settings.seed)
+    for part, met in zip(parts, (trained, validated - trained)):
+        part += [study for study in studies if index(study) in met]
+    if settings.start: keep_apart(*parts)
+    if settings.start and not parts[1]:
+        raise ValueError(f'{settings.start} was trained on these patients and none is left to validate on; '
+                         'add patients that it has not met.')
+    return parts
 
 # %% ../nbs/07_training.ipynb #4cf0171a
 def _worth(labels: np.ndarray) -> np.ndarray:

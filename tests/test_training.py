@@ -332,7 +332,7 @@ def test_folds_predict_whom_they_have_not_seen(cohort, tmp_path, capsys, monkeyp
 
 
 def test_one_patient_under_two_numbers_and_patients_who_lack_views(cohort, tmp_path, capsys, monkeypatch):
-    """A second export of a patient neither trains nor validates; who lacks a view does; who has no frame of use is left out."""
+    """A second export of a patient stays with the first; who lacks a view is learned from; who has no frame of use is left out."""
     from coding_vessels import training
     from coding_vessels.cli import main
 
@@ -349,15 +349,18 @@ def test_one_patient_under_two_numbers_and_patients_who_lack_views(cohort, tmp_p
     assert main(["check", *words]) == 1
     told = capsys.readouterr().out
     assert "it is the same picture as 1003LI-A.jpg" in told and "it is of no use: nearly empty" in told
-    assert "19 usable studies, 1 of them without all views (1005), 17 problems" in told
+    assert "20 usable studies, 1 of them without all views (1005), 17 problems" in told
     small = ["--size", "64", "--epochs", "1"]
     assert main(["train", *words, "--out", str(tmp_path / "run"), *small]) == 3
     assert "without all views (1005)" in capsys.readouterr().out
     record = json.loads((tmp_path / "run/settings.json").read_text())
-    assert {*table.Index} - {"1006"} == {*record["train"], *record["validation"]}
-    assert {*pd.read_csv(tmp_path / "run/errors.csv", dtype=str).Index} == {"1006", "2003"}
+    assert {*table.Index, "2003"} - {"1006"} == {*record["train"], *record["validation"]}
+    assert all(("1003" in record[part]) == ("2003" in record[part]) for part in ("train", "validation"))
+    assert {*pd.read_csv(tmp_path / "run/errors.csv", dtype=str).Index} == {"1006"}
     assert main(["train", *words, "--out", str(tmp_path / "folds"), *small, "--folds", "2"]) == 3
-    assert {*pd.read_csv(tmp_path / "folds/output.csv", dtype=str).Index} == {*table.Index} - {"1006"}
+    assert {*pd.read_csv(tmp_path / "folds/output.csv", dtype=str).Index} == {*table.Index, "2003"} - {"1006"}
+    for record in (json.loads((tmp_path / f"folds/fold{number}/settings.json").read_text()) for number in (1, 2)):
+        assert all(("1003" in record[part]) == ("2003" in record[part]) for part in ("train", "validation"))
 
 
 def test_patients_of_whom_nobody_said_where(cohort, tmp_path, capsys, monkeypatch):
