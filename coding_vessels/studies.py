@@ -472,6 +472,15 @@ def _read_rows(table: pd.DataFrame, csv, folder: Path, found: dict, labelled: bo
     return studies, seen
 
 # %% ../nbs/02_studies.ipynb #02unlist
+def _misnamed(folder: Path) -> list[tuple]:
+    "Return the pictures of a folder whose names are no frame's, as rows of the table of problems."
+    picture = re.compile(r'[^.].*\.(jpe?g|png|tiff?|bmp)', re.IGNORECASE)
+    pictures = sorted(filter(picture.fullmatch, os.listdir(folder)))
+    return [('', str(folder / name), '', 'a picture whose name is not that of a frame',
+             'name it by patient and view, such as 1001LI-A.jpg')
+            for name in pictures if not _FRAME_NAME.fullmatch(name)]
+
+
 def _unlisted(listed: dict, scale_table: Path, scales: dict, folder: Path, found: dict) -> list[tuple]:
     "Return what is there of patients that the CSV does not list, as rows of the table of problems."
     lonely = [(index, str(scale_table), '', 'scales without a row in the CSV', 'add a row, or remove them')
@@ -525,7 +534,7 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
     scale_table = Path(csv).with_name('scales.csv')
     scales = _read_scales(scale_table, problems)
     studies, listed = _read_rows(table, csv, folder, found, labelled, partial, problems, scales)
-    problems += _unlisted(listed, scale_table, scales, folder, found)
+    problems += _unlisted(listed, scale_table, scales, folder, found) + _misnamed(folder)
     if decode: studies = _decodable(studies, table, problems, unusable)
     # objects: strings of Arrow hold no file name in another encoding
     columns = ['Index', 'file', 'line', 'problem', 'mend']

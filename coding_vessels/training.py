@@ -40,7 +40,8 @@ from .files import locked, whole
 from .model import (Calibration, load_model, preprocessing_of, readers_of, report_model,
                                   vessel_model)
 from .preprocessing import Preprocessing, usable
-from .studies import Study, canonical_index, describe_gaps, read_frame, split_studies
+from .studies import (BYTES, Study, canonical_index, check_file, describe_gaps, read_frame,
+                                    split_studies)
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'PRESETS', 'SHARES', 'positive_weights', 'even_loss', 'label_loss', 'map_loss', 'look_loss',
@@ -304,9 +305,14 @@ def patients_met(start: str | None) -> tuple[set, set]:
 
 
 # %% ../nbs/07_training.ipynb #10b74884
+def _digest(path: Path) -> str:
+    check_file(path, BYTES)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _marks(study: Study) -> dict[str, Path | None]:
     "Return what makes a study known again: the digests of its frames, with their files; or its index."
-    digests = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in study.frames if path}
+    digests = {_digest(path): path for path in study.frames if path}
     return digests or {canonical_index(study.index): None}
 
 
