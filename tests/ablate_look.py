@@ -1,11 +1,11 @@
 """What does the closer look owe to what it learned from?
 
-    python tests/ablate_look.py OUTSIDE [--pairs 300] [--steps 1500] [--seeds 2]
+    python tests/ablate_look.py OUTSIDE [--pairs 200] [--steps 1000] [--seeds 1]
 
 The closer look learns anew from nothing, each time with one thing left out: from squares of simulated aneurysms and of the same
 places of their twins, as in the first stage of `make_weights.py`, much shorter. Then it scores the sacs of the first 20 real
 patients of `15_outside`, a square around each in each view, and the same places of their twins, in both looks. OUTSIDE is the
-folder of `make_outside.py`; `ablation.csv` appears there, a row for each trial, look and square. About an hour on two cores.
+folder of `make_outside.py`; `ablation.csv` appears there, a row for each trial, look and square. Half an hour on two cores.
 """
 
 import argparse
@@ -91,9 +91,9 @@ def real_squares(outside, name):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("outside", type=Path)
-    parser.add_argument("--pairs", type=int, default=300, help="pairs of twins to learn from")
-    parser.add_argument("--steps", type=int, default=1500, help="steps, each of 16 aneurysms and 16 twins")
-    parser.add_argument("--seeds", type=int, default=2, help="how often everything is drawn and learned")
+    parser.add_argument("--pairs", type=int, default=200, help="pairs of twins to learn from")
+    parser.add_argument("--steps", type=int, default=1000, help="steps, each of 16 aneurysms and 16 twins")
+    parser.add_argument("--seeds", type=int, default=1, help="how often everything is drawn and learned")
     args = parser.parse_args()
     real = {look: real_squares(args.outside, name) for look, name in (("default look", "real"), ("other look", "real-other"))}
     rows, columns = [], ["trial", "seed", "look", "Index", "view", "sac", "twin"]
