@@ -162,7 +162,7 @@ def taught_before(folder: str | Path, fusion: str | Path) -> int:
         known = set(json.loads(parts.read(_TAUGHT_ON)))
     return sum(digest in known for digest in _known_again(_read_folder(folder)[2]))
 
-
+# %% ../nbs/09d_fusion.ipynb #09d000233
 def teach_on(folder: str | Path, patients: str | Path, truth: str | Path,
              save: str | Path) -> tuple[int, int]:
     """Teach a fusion on a finished prediction, write it, and return how many patients it saw, and how many of

@@ -402,7 +402,7 @@ def _found_by(csv, flags: pd.DataFrame, flagged: dict[str, list[str]]) -> dict[s
                         or [Finding(None, reason='; '.join(said.values()))])
     return found
 
-
+# %% ../nbs/09b_risk.ipynb #44084535
 def triage(folder: str | Path, patients: str | Path, findings: str | Path | None = None) -> pd.DataFrame:
     """Return the patients of a prediction, most urgent first, with clinical scores of every place.
 
@@ -413,8 +413,7 @@ def triage(folder: str | Path, patients: str | Path, findings: str | Path | None
     patients : str or Path
         A table as `read_patients` reads it; whoever is not in it has no known history.
     findings : str or Path, optional
-        A table as `read_reader` reads it; it replaces what the network flagged. Or the table that the report
-        page saves (`read_decisions`), which changes it.
+        As `read_reader` reads it, to replace what was flagged; or as the page saves it, to change that.
 
     Returns
     -------

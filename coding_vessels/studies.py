@@ -402,7 +402,7 @@ def _same(pairs, mend: str) -> list:
     "Return what is wrong with frames that are the same as others, (file, the other's name)."
     return [(path, f'it is the same picture as {other}', mend) for path, other in pairs]
 
-
+# %% ../nbs/02_studies.ipynb #28581f4b
 def _decodable(studies: list[Study], table: pd.DataFrame, problems: list, unusable: Callable) -> list[Study]:
     """Return the studies whose frames can all be read, at least one of them of use; add what is wrong with
     frames to `problems`.
@@ -506,8 +506,7 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
     ----------
     csv : str or Path
         One row a patient; see `read_table`. A `scales.csv` beside it is read, too.
-    images : str or Path
-        The folder of the frames; see `find_frames`.
+    images : str or Path; the folder of the frames, see `find_frames`
     labelled : bool
         Whether the labels are needed; if not, `Study.labels` is None.
     decode : bool
@@ -536,9 +535,8 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
     studies, listed = _read_rows(table, csv, folder, found, labelled, partial, problems, scales)
     problems += _unlisted(listed, scale_table, scales, folder, found) + _misnamed(folder)
     if decode: studies = _decodable(studies, table, problems, unusable)
-    # objects: strings of Arrow hold no file name in another encoding
     columns = ['Index', 'file', 'line', 'problem', 'mend']
-    return studies, pd.DataFrame(problems, columns=columns, dtype=object)
+    return studies, pd.DataFrame(problems, columns=columns, dtype=object)   # Arrow holds not every file name
 
 # %% ../nbs/02_studies.ipynb #02dg0002
 def describe_gaps(studies: list[Study], most: int = 5) -> str:
