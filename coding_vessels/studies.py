@@ -512,7 +512,7 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
     decode : bool
         Whether to read every image, to see that it can be read, and is no other one once more.
     partial : bool
-        Whether a study that lacks views is usable; what it lacks stands in the table all the same.
+        Whether a study that lacks views is usable; what it lacks is told all the same.
     unusable : callable
         With `decode`, what tells of a frame, (height, width), uint8, why it is of no use; by default each is.
 
@@ -528,8 +528,7 @@ def read_cohort(csv: str | Path, images: str | Path, labelled: bool = True, deco
         If nothing can be read at all; see `read_table`, `find_frames`.
     """
     table, folder = read_table(csv, full=labelled), _image_folder(images)
-    problems = _column_problems(table, csv, labelled)
-    found = _frame_names(folder)
+    problems, found = _column_problems(table, csv, labelled), _frame_names(folder)
     scale_table = Path(csv).with_name('scales.csv')
     scales = _read_scales(scale_table, problems)
     studies, listed = _read_rows(table, csv, folder, found, labelled, partial, problems, scales)
