@@ -468,17 +468,15 @@ def _check_outputs(wanted: list[Path], folder, inputs: list, overwrite: bool) ->
 # %% ../nbs/11_cli.ipynb #04bfc553
 def _written(record: Path) -> set[Path]:
     "Return the files that an earlier prediction wrote, by its record; none without one."
-    import json
-    try: files = json.loads(record.read_text(encoding='utf-8'))['files']
-    except (OSError, ValueError, KeyError, TypeError): return set()
-    return {(record.parent / name).resolve() for name in files}
+    from coding_vessels.prediction import record_of
+    return {(record.parent / name).resolve() for name in record_of(record.parent).get('files', ())}
 
 # %% ../nbs/11_cli.ipynb #9c5274d7
 def _output_of(record: Path) -> set[Path]:
     "Return the output that an earlier prediction was told to write: another one's name spares it."
-    import json
-    try: return {(record.parent / Path(json.loads(record.read_text(encoding='utf-8'))['out']).name).resolve()}
-    except (OSError, ValueError, KeyError, TypeError): return set()
+    from coding_vessels.prediction import record_of
+    out = record_of(record.parent).get('out')
+    return {(record.parent / Path(out).name).resolve()} if out else set()
 
 # %% ../nbs/11_cli.ipynb #7445a788
 def _places(pictures: Path | None, folder, pattern: str, before: set[Path]) -> list[Path]:
@@ -510,9 +508,8 @@ def _facts(args, engine) -> dict:
 # %% ../nbs/11_cli.ipynb #433dfb3e
 def _finished(record: Path, facts: dict) -> bool:
     "Return whether a record is of a prediction with the same facts whose files are all there."
-    import json
-    try: told = json.loads(record.read_text(encoding='utf-8'))
-    except (OSError, ValueError): return False
+    from coding_vessels.prediction import record_of
+    told = record_of(record.parent)
     return ({name: told.get(name) for name in facts} == facts
             and all(path.exists() for path in _written(record)))
 

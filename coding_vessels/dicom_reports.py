@@ -5,7 +5,6 @@
 # %% ../nbs/09c_dicom_reports.ipynb #09c00004
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from .anatomy import LOCATION_NAMES, LOCATIONS, VIEWS
 from .archives import shard
 from .dicom import SCALE_SOURCES, best_frame, files_below, read_dicom, tag_of
 from .files import whole
-from .prediction import fingerprint
+from .prediction import fingerprint, record_of
 from .studies import Study, canonical_index, read_cohort, read_frame, read_table
 
 # %% auto #0
@@ -143,10 +142,8 @@ def report_of(findings: pd.DataFrame, runs: dict[str, Dataset], weights: str = '
 # %% ../nbs/09c_dicom_reports.ipynb #09c00023
 def _read_record(folder: Path) -> dict:
     "Return what a finished prediction was made with."
-    try:
-        record = json.loads((folder / 'prediction.json').read_text(encoding='utf-8'))
-        if {'csv', 'images', 'frames', 'weights'} <= set(record): return record
-    except (OSError, ValueError): pass
+    record = record_of(folder)
+    if {'csv', 'images', 'frames', 'weights'} <= set(record): return record
     raise FileNotFoundError(f'{folder} has no prediction.json of ours; give the folder of a finished '
                             '`predict`, of several shards one by one.')
 

@@ -20,7 +20,8 @@ from scipy.special import logit
 
 from .evaluation import read_labels
 from .files import whole
-from .risk import Patient, _left_out, _read_folder, _record_of, read_patients
+from .prediction import record_of
+from .risk import Patient, _left_out, _read_folder, read_patients
 
 # %% auto #0
 __all__ = ['FACTORS', 'encode', 'fusion_head', 'fuse', 'teach_fusion', 'taught_before', 'teach_on', 'load_fusion', 'fuse_folder',
@@ -142,7 +143,7 @@ def _matched(folder, patients) -> tuple[dict[str, str], pd.DataFrame, pd.DataFra
 # %% ../nbs/09d_fusion.ipynb #09d000231
 def _readings_of(folder) -> str:
     "Return the name of a fusion of a prediction's readings: with the digest of the weights, if that is told."
-    weights = _record_of(folder).get('weights')
+    weights = record_of(folder).get('weights')
     return f'fusion_{str(weights)[:16]}' if weights else 'fusion'
 
 # %% ../nbs/09d_fusion.ipynb #09d000232
@@ -245,5 +246,5 @@ def carry_over(folder: str | Path, out: Path) -> None:
     """
     for name in ('positions.csv', 'warnings.csv', 'errors.csv'):
         if (Path(folder) / name).is_file(): shutil.copyfile(Path(folder) / name, out / name)
-    record = {name: told for name, told in _record_of(folder).items() if name in ('model', 'weights')}
+    record = {name: told for name, told in record_of(folder).items() if name in ('model', 'weights')}
     (out / 'prediction.json').write_text(json.dumps(record) + '\n', encoding='utf-8')

@@ -29,7 +29,7 @@ from .studies import FrameError, Study, append_csv, read_frame
 # %% auto #0
 __all__ = ['draw_overlay', 'assess', 'read_frames', 'sizes_of', 'Reading', 'frame_notes', 'read_study', 'readings', 'rows_of',
            'append_rows', 'tables_of', 'predict_studies', 'chance', 'overlay_writer', 'apply_threshold', 'Rows', 'Part',
-           'fingerprint', 'write_tables']
+           'fingerprint', 'record_of', 'write_tables']
 
 # %% ../nbs/09_prediction.ipynb #46daf324
 def draw_overlay(frame: np.ndarray, attention: np.ndarray, settings: Preprocessing,
@@ -446,6 +446,13 @@ def fingerprint(studies: list[Study]) -> str:
         scaled = [study.scales] if study.scales else []
         digest.update(repr((study.index, stats, *scaled)).encode(errors='surrogateescape'))
     return digest.hexdigest()[:32]
+
+
+def record_of(folder: str | Path) -> dict:
+    "Return what `prediction.json` says of the prediction in a folder; nothing if it says nothing."
+    try: record = json.loads((Path(folder) / 'prediction.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError): return {}
+    return record if isinstance(record, dict) else {}
 
 # %% ../nbs/09_prediction.ipynb #84dfc567
 def write_tables(rows: list | Rows, files: dict[str, Path], threshold: float | np.ndarray, piece: int = 1000

@@ -5,7 +5,6 @@
 # %% ../nbs/09b_risk.ipynb #4be8dc84
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ import pandas as pd
 
 from .anatomy import LOCATIONS
 from .engines import is_shipped
-from .prediction import chance
+from .prediction import chance, record_of
 from .studies import canonical_index, read_table
 
 # %% auto #0
@@ -330,13 +329,6 @@ def urgency_of(flagged: dict[str, float], patient: Patient) -> list[dict]:
     return sorted(places, key=lambda place: -place['urgency'])
 
 # %% ../nbs/09b_risk.ipynb #64f5373b
-def _record_of(folder) -> dict:
-    "Return what a prediction says of itself; nothing if it says nothing."
-    try: record = json.loads((Path(folder) / 'prediction.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError): return {}
-    return record if isinstance(record, dict) else {}
-
-
 def _left_out(folder) -> set[str]:
     "Return the canonical indices of the patients whom a prediction left out."
     file = Path(folder) / 'errors.csv'
@@ -346,7 +338,7 @@ def _left_out(folder) -> set[str]:
 def _read_folder(folder) -> tuple[dict[str, str], pd.DataFrame, pd.DataFrame, str]:
     "Return the indices as written, flags, probabilities and notice of a folder that `predict` wrote."
     from coding_vessels.evaluation import read_prediction     # which the small installation lacks
-    record = _record_of(folder)
+    record = record_of(folder)
     output = Path(str(record.get('out', 'output.csv'))).name            # an earlier one may lie beside it
     files = [Path(folder) / name for name in (output, 'probabilities.csv')]
     for file in files:
