@@ -752,9 +752,9 @@ def _add_simulated(verb) -> None:
                                                  '.nii.gz), trees (.swc), in mm')),
          ('--out', dict(required=True, help='new folder of the cohort')),
          ('--sacs', dict(help='CSV: file, location (empty if not known), and label, or x, y, z, '
-                              'diameter_mm (default: all healthy)')),
+                              'diameter_mm; drawn there on trees (default: all healthy)')),
          ('--inlets', dict(help='CSV: file, injection, x, y, z, for what is not found')),
-         ('--twins', dict(help='new folder for the same patients without their labelled sacs')),
+         ('--twins', dict(help='new folder for the same patients without their labelled or drawn sacs')),
          ('--axes', dict(default='LPS',
                          help='where the axes of surfaces and trees point (default LPS: left, back, up)')),
          ('--spacing', dict(type=float, default=0.3,

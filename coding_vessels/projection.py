@@ -26,9 +26,10 @@ from scipy.spatial.distance import pdist
 from tqdm import tqdm
 
 from .anatomy import COLUMNS, LABELS, LOCATIONS, VIEWS, views_of
-from .aneurysms import Aneurysm
-from .arteries import Vessel
-from .films import Camera, Scanner, _add_segments, aim, compiled, expose, finish
+from .aneurysms import Aneurysm, _draw_dome
+from .arteries import Population, Vessel
+from .films import (Camera, Scanner, _add_segments, aim, compiled, expose, finish,
+                                  path_lengths)
 from .files import whole
 from .phantom import Phantom, _scale_at, _scale_table, _truth, _view_truth
 
@@ -36,7 +37,7 @@ from .phantom import Phantom, _scale_at, _scale_table, _truth, _view_truth
 __all__ = ['SPACING', 'FINE', 'PACKAGES', 'SURFACES', 'VOLUMES', 'TREES', 'STEPS', 'INJECTIONS', 'MEETING', 'HEAD_START',
            'SPREAD', 'Volume', 'voxelise', 'turn_axes', 'read_surface', 'read_labels', 'Tree', 'read_tree',
            'write_tree', 'Network', 'join_pieces', 'trace', 'tree_network', 'find_inlets', 'find_landmarks', 'fill',
-           'Blobs', 'Tubes', 'tubes_of', 'Sac', 'Head', 'place_tree', 'place_volume', 'film_head', 'read_head',
+           'Blobs', 'Tubes', 'tubes_of', 'Sac', 'Dome', 'Head', 'place_tree', 'place_volume', 'film_head', 'read_head',
            'project']
 
 # %% ../nbs/01d_projection.ipynb #7d37a33d
@@ -603,13 +604,26 @@ def tubes_of(tree: Tree) -> Tubes:
 # %% ../nbs/01d_projection.ipynb #bd0a6009
 @dataclass
 class Sac:
-    "Where an aneurysm is: a number in the label volume, or a point and a diameter."
+    "Where an aneurysm is, or is to be drawn: a number in the label volume, or a point and a diameter."
     location: str | None                  # one of LOCATIONS; None if it is not known
     label: int | None = None
     point: tuple | None = None            # mm, x to the left, y to the back, z up
     diameter: float | None = None         # mm
 
 # %% ../nbs/01d_projection.ipynb #5e90855a
+@dataclass
+class Dome:
+    "A sac that is drawn on a tree."
+    aneurysm: Aneurysm
+
+    def path(self, camera: Camera, contrast: np.ndarray) -> np.ndarray:
+        """Return the path length in mm, float32 (height, width); contrast, 0 to 1, the same number for each
+        point of the network.
+        """
+        filled = replace(self.aneurysm, filling={'': float(contrast[0])})
+        return path_lengths(camera, np.zeros((0, 9)), [filled], '')[1][0]
+
+
 @dataclass
 class Head:
     "Vessels that can be filmed, in the phantom's coordinates."
@@ -618,7 +632,7 @@ class Head:
     filling: np.ndarray
     distance: np.ndarray                  # (n, 4) mm from its inlet
     radii: np.ndarray                     # (n,) mm
-    sacs: list[tuple[Aneurysm, Blobs]] = field(default_factory=list)
+    sacs: list[tuple[Aneurysm, Blobs | Dome]] = field(default_factory=list)
 
 # %% ../nbs/01d_projection.ipynb #874e66db
 def _enter(network: Network, inlets: dict | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -626,18 +640,21 @@ def _enter(network: Network, inlets: dict | None) -> tuple[np.ndarray, np.ndarra
     filling, distance, marks = fill(network, find_inlets(network, inlets))
     return filling, distance, (network.points[marks['LI']] + network.points[marks['RI']]) / 2
 
-
-def place_tree(tree: Tree, inlets: dict | None = None) -> Head:
-    "Return the head of a tree; inlets may be given as injection: point in mm."
-    network = tree_network(tree)
-    filling, distance, origin = _enter(network, inlets)
-    return Head(tubes_of(replace(tree, points=tree.points - origin)), filling, distance, tree.radii)
-
 # %% ../nbs/01d_projection.ipynb #f7a19ec1
-def _within(volume: Volume, points: np.ndarray, cells: np.ndarray, sac: Sac) -> np.ndarray:
-    "Return which cubes belong to a sac, (m,), bool."
+def _check_location(sac: Sac) -> None:
     if sac.location not in (None, *LOCATIONS):
         raise ValueError(f"'{sac.location}' is no location; use one of {', '.join(LOCATIONS)}.")
+
+
+def _nowhere(sac: Sac) -> ValueError:
+    return ValueError(f'no vessel lies within {sac.diameter / 2:.1f} mm of the sac at '
+                      f'{", ".join(f"{value:.1f}" for value in sac.point)}; '
+                      'give its middle in the file\'s coordinates, in mm.')
+
+
+def _within(volume: Volume, points: np.ndarray, cells: np.ndarray, sac: Sac) -> np.ndarray:
+    "Return which cubes belong to a sac, (m,), bool."
+    _check_location(sac)
     if sac.label is not None:
         inside = (np.zeros(len(cells), bool) if volume.labels is None
                   else volume.labels[tuple(cells.T)] == sac.label)
@@ -645,10 +662,7 @@ def _within(volume: Volume, points: np.ndarray, cells: np.ndarray, sac: Sac) -> 
             raise ValueError(f'label {sac.label} is nowhere in this file; give a number of the label volume.')
         return inside
     inside = np.linalg.norm(points - np.asarray(sac.point, float), axis=1) < sac.diameter / 2
-    if not inside.any():
-        raise ValueError(f'no vessel lies within {sac.diameter / 2:.1f} mm of the sac at '
-                         f'{", ".join(f"{value:.1f}" for value in sac.point)}; '
-                         'give its middle in the file\'s coordinates, in mm.')
+    if not inside.any(): raise _nowhere(sac)
     return inside
 
 # %% ../nbs/01d_projection.ipynb #a948ab3e
@@ -687,6 +701,42 @@ def _describe(sac: Sac, points: np.ndarray, amounts: np.ndarray, filling: np.nda
     diameter = sac.diameter or max(spacing, _diameter(points[amounts >= 0.5 * spacing ** 3]))
     return Aneurysm(sac.location, host, 'saccular', centre, [], diameter, None,
                     _brought(sac.location, filling))
+
+# %% ../nbs/01d_projection.ipynb #01dr0001
+def _draw_sac(sac: Sac, tree: Tree, filling: np.ndarray, rng: np.random.Generator) -> Aneurysm:
+    "Return a sac with its middle at a point near a tree; it points away from the nearest wall."
+    _check_location(sac)
+    if sac.point is None or not sac.diameter:
+        raise ValueError('a tree holds no labels; give x, y, z and diameter_mm of a sac that is to be drawn.')
+    point = np.asarray(sac.point, float)
+    gap = np.linalg.norm(point - tree.points, axis=1) - tree.radii
+    nearest = int(gap.argmin())
+    if gap[nearest] > sac.diameter / 2: raise _nowhere(sac)
+    outward = point - tree.points[nearest]
+    if not outward.any(): outward = rng.normal(size=3)
+    bodies, _, _ = _draw_dome(sac.diameter, outward / np.linalg.norm(outward), Population(), rng)
+    balls = [(point + offset, shape) for offset, shape in bodies]
+    host = sac.location and sac.location.split('_')[-1]
+    return Aneurysm(sac.location, host, 'saccular', point, balls, sac.diameter, None,
+                    _brought(sac.location, filling[nearest]))
+
+
+def _move(aneurysm: Aneurysm, by: np.ndarray) -> Aneurysm:
+    return replace(aneurysm, centre=aneurysm.centre + by,
+                   balls=[(centre + by, shape) for centre, shape in aneurysm.balls])
+
+# %% ../nbs/01d_projection.ipynb #01dr0002
+def place_tree(tree: Tree, sacs: list[Sac] = (), inlets: dict | None = None,
+               seed: int | Sequence[int] = 0) -> Head:
+    """Return the head of a tree with the sacs that are drawn on it; their shapes follow from the seed.
+
+    Inlets may be given as injection: point in mm.
+    """
+    network, rng = tree_network(tree), np.random.default_rng([*np.atleast_1d(seed), 4])
+    filling, distance, origin = _enter(network, inlets)
+    drawn = [_draw_sac(sac, tree, filling, rng) for sac in sacs]
+    ready = [(moved, Dome(moved)) for moved in (_move(aneurysm, -origin) for aneurysm in drawn)]
+    return Head(tubes_of(replace(tree, points=tree.points - origin)), filling, distance, tree.radii, ready)
 
 # %% ../nbs/01d_projection.ipynb #04606e69
 def place_volume(volume: Volume, sacs: list[Sac] = (), inlets: dict | None = None) -> Head:
@@ -795,8 +845,6 @@ def _read_sacs(path, sources: list[Path], axes: str) -> dict[str, list[Sac]]:
         if location not in (None, *LOCATIONS):
             raise ValueError(f"{path}, row {k + 2}: '{row['location']}' is no location; "
                              f"use one of {', '.join(LOCATIONS)}, or leave it empty.")
-        if row['file'].lower().endswith(TREES):
-            raise ValueError(f'{path}, row {k + 2}: a tree holds no sac; give a surface or a label volume.')
         if pd.notna(row.get('label')):
             sac = Sac(location, label=int(_numbers(path, k + 2, row, ['label'])[0]))
         else:
@@ -826,7 +874,7 @@ def _read_inlets(path, sources: list[Path], axes: str) -> dict[str, dict]:
 
 # %% ../nbs/01d_projection.ipynb #c8a71ee2
 def read_head(path: str | Path, sacs: list[Sac] = (), inlets: dict | None = None, axes: str = 'LPS',
-              spacing: float = SPACING) -> Head:
+              spacing: float = SPACING, seed: int | Sequence[int] = 0) -> Head:
     """Return the vessels of a file, placed and filled.
 
     Parameters
@@ -834,7 +882,7 @@ def read_head(path: str | Path, sacs: list[Sac] = (), inlets: dict | None = None
     path : str or Path
         A surface (.stl, .ply, .obj, .vtp), a label volume (.nii, .nii.gz) or a tree (.swc, .swc.gz), in mm.
     sacs : list of Sac
-        For surfaces and label volumes.
+        Those of a tree are drawn, at a point with a diameter.
     inlets : dict, optional
         'LI', 'LV', 'RI', 'RV': a point in mm, x to the left, y to the back, z up;
         found where they are not given.
@@ -842,21 +890,20 @@ def read_head(path: str | Path, sacs: list[Sac] = (), inlets: dict | None = None
         Where the axes of a surface or tree point, such as LPS or RAS.
     spacing : float
         Edge of a cube in mm; half of it takes eight times the memory.
+    seed : int or sequence of int
+        The same seed draws the same shapes of sacs on a tree.
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it cannot be read, or the inlets are not found.
+    FileNotFoundError, ValueError
+        If there is no such file, it cannot be read, or the inlets are not found.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist; give a surface, a label volume or a tree.')
     try:
         if path.name.lower().endswith(TREES):
-            if sacs: raise ValueError('a tree holds no sac; give a surface or a label volume.')
-            return place_tree(read_tree(path, axes), inlets)
+            return place_tree(read_tree(path, axes), sacs, inlets, seed)
         if path.name.lower().endswith(VOLUMES): return place_volume(read_labels(path, spacing), sacs, inlets)
         if path.suffix.lower() in SURFACES:
             return place_volume(read_surface(path, axes, spacing), sacs, inlets)
@@ -871,7 +918,7 @@ def _write_head(folders: list[Path], index: str, source: Path, sacs: list, inlet
     """Write one patient, and into a second folder its twin; return the rows of their CSVs, and the share of
     the vessels that each injection fills.
     """
-    head, rows = read_head(source, sacs, inlets, axes, spacing), []
+    head, rows = read_head(source, sacs, inlets, axes, spacing, seed), []
     for folder, patient in zip(folders, (head, replace(head, sacs=[]))):
         drawn = film_head(patient, seed, size, scanner)
         for view, frame, mask in zip(VIEWS, drawn.frames, drawn.masks):
@@ -902,8 +949,9 @@ def _check_call(names: list[str], folders: list[Path], least: dict[str, tuple]) 
 
 # %% ../nbs/01d_projection.ipynb #01pr0002
 def _check_twins(sources: list[Path], sacs: dict) -> None:
-    "Raise unless each sac of the sources is a label, so that it can be left out."
+    "Raise unless each sac of the sources is a label, or drawn on a tree, so that it can be left out."
     for source in sources:
+        if source.name.lower().endswith(TREES): continue
         if any(sac.label is None for sac in sacs.get(source.name, [])):
             raise ValueError(f'{source.name}: a twin needs a sac that is labelled; '
                              'give its label, or leave the twins out.')
@@ -926,7 +974,7 @@ def project(sources: list, out: str | Path, sacs: str | Path | None = None, inle
     sacs, inlets : str or Path, optional
         CSV tables.
     twins : str or Path, optional
-        A second folder, for the same patients without their sacs; each sac must be a label.
+        A second folder, for the same patients without their sacs; each must be a label, or drawn on a tree.
     axes, spacing, seed, size, scanner, masks, workers
         As in `read_head` and `write_cohort`; a worker takes about 2 GB.
 

@@ -4,7 +4,8 @@
 
 IntrA (Yang 2020): FOLDER holds for each patient an .npz with `vertices` (mm; to the left, to the back, up), `faces`, and for each
 annotated sac `sac_NAME`, (points, 4): points of the surface, the last number 1 on the sac and 2 on its neck; and aneurysms.csv with
-the columns name and place_guess. BraVa (Wright 2013): FOLDER holds .swc or .swc.gz. DIAS (Liu 2023): FOLDER holds
+the columns name and place_guess. BraVa (Wright 2013): FOLDER holds .swc or .swc.gz; these healthy people are filmed as they are, and
+again with one drawn sac each, six patients a tree, so that every size comes at every place. DIAS (Liu 2023): FOLDER holds
 dias_training/peak and dias_unlabelled/peak with .png frames. None of it is part of this repository. What is there already is kept.
 """
 
@@ -18,10 +19,12 @@ import cv2
 import nibabel
 import numpy as np
 from joblib import Parallel, delayed
+from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import Delaunay
 
+from coding_vessels.anatomy import views_of
 from coding_vessels.phantom import PRESETS
-from coding_vessels.projection import project, voxelise
+from coding_vessels.projection import INJECTIONS, fill, find_inlets, project, read_tree, tree_network, turn_axes, voxelise
 
 LOOKS = {"": "kium", "-other": "image-intensifier"}      # folders' endings, and whose machine films them
 CUBE = 0.35                                              # mm
@@ -30,6 +33,8 @@ FILLED = -1.0                                            # mm: farther within it
 # An inlet was found wrong in these trees (tests/measure_inlets.py), or none at all
 LEFT_OUT = "BH0008", "Set9"
 PLACES = {"ACA_distal": "ACA"}
+AXES = "LSP"                                             # of BraVa's trees
+DRAWN = 3, 4, 5, 7, 9, 12                                # mm: sizes of drawn sacs
 
 
 def location_of(guess, x):
@@ -99,6 +104,80 @@ def write_trees(folder, out):
         (out / name).write_bytes(text)
 
 
+def ways_of(tree):
+    """Return the rows of a tree from the inlet to the left and the right carotid terminus, to the basilar tip, and on from each
+    terminus to the vessel farthest to its side and to the highest one near the midline; and what each injection fills, (n, 4)."""
+    network = tree_network(tree)
+    inlets = find_inlets(network)
+    found = dijkstra(network.ways, indices=list(inlets.values()), return_predecessors=True)
+    distance, before = (dict(zip(inlets, rows)) for rows in found)
+    filling, _, marks = fill(network, inlets)
+    x, _, z = tree.points.T
+    x = x - (x[marks["LI"]] + x[marks["RI"]]) / 2
+
+    def way(name, end):
+        rows = [int(end)]
+        while rows[-1] != inlets[name]:
+            rows.append(int(before[name][rows[-1]]))
+        return np.array(rows[::-1])
+
+    ways = {"BA": way(back := next(name for name in marks if name[1] == "V"), marks[back])}
+    for side, sign in (("L", 1), ("R", -1)):
+        name = side + "I"
+        ways[side, "ICA"] = own = way(name, marks[name])
+        nearer = distance[name] < distance["RI" if name == "LI" else "LI"]
+        for artery, end in (("MCA", (x * sign).argmax()), ("ACA", np.where(nearer & (np.abs(x) < 12), z, -np.inf).argmax())):
+            ways[side, artery] = way(name, end)[len(own) - 1 :]
+    return ways, filling
+
+
+def along(points, rows):
+    """Return how far each row of a way lies from its first, in mm."""
+    return np.append(0, np.cumsum(np.linalg.norm(np.diff(points[rows], axis=0), axis=1)))
+
+
+def places_of(tree, mirrored, rng):
+    """Return up to six places for sacs: location, row of the tree, and direction to the left side's dome (None: outside of the
+    bend). Places that their injection does not fill are left out."""
+    (ways, filling), (left, right) = ways_of(tree), "RL" if mirrored else "LR"
+    near = lambda rows, mm: rows[np.abs(along(tree.points, rows) - mm).argmin()]
+    back = lambda rows, mm: near(rows, along(tree.points, rows)[-1] - mm)
+    middle = np.median(tree.points[:, 0])
+    crossing = ways[right, "ACA"][along(tree.points, ways[right, "ACA"]) < 28]
+    places = [
+        (f"{left}_ICA", back(ways[left, "ICA"], rng.uniform(4, 24)), None),
+        (f"{right}_ICA", ways[right, "ICA"][-1], (0.3, 0, 1)),
+        (f"{right}_PCOM", back(ways[right, "ICA"], rng.uniform(6, 9)), (0.4, 0.8, -0.5)),
+        (f"{left}_MCA", near(ways[left, "MCA"], rng.uniform(14, 20)), (0.9, -0.1, 0.2)),
+        (f"{right}_ACOM", crossing[np.abs(tree.points[crossing, 0] - middle).argmin()], (-0.3, -0.6, 0.3)),
+        ("BA", ways["BA"][-1], (0, 0, 1)),
+    ]
+    own = [[INJECTIONS.index(view[:2]) for view in views_of(location)] for location, _, _ in places]
+    return [place for place, shown in zip(places, own) if filling[place[1], shown].max() > 0.5]
+
+
+def write_sick(trees, out):
+    """Write each tree six times, and last sacs.csv, which says what is drawn on each."""
+    out.mkdir(exist_ok=True)
+    rows = []
+    for number, path in enumerate(sorted(trees.glob("*.swc"))):
+        tree, rng = read_tree(path, AXES), np.random.default_rng([11, number])
+        for place, (location, row, direction) in enumerate(places_of(tree, number % 2, rng)):
+            point, size = tree.points[row], DRAWN[(place + number) % len(DRAWN)]
+            if direction is None:
+                beside = tree.points[np.linalg.norm(tree.points - point, axis=1) < 5]
+                outward = point - beside.mean(axis=0)
+            else:
+                outward = np.multiply(direction, (-1 if location[0] == "R" else 1, 1, 1))
+            outward = outward / np.linalg.norm(outward) + rng.normal(0, 0.4, 3)
+            centre = point + outward / np.linalg.norm(outward) * (tree.radii[row] + 0.3 * size)
+            name = f"{path.stem}-{location}.swc"
+            (out / name).write_bytes(path.read_bytes())
+            rows.append((name, location, *turn_axes(centre[None], AXES)[0].round(2), size))
+    with open(out / "sacs.csv", "w", newline="", encoding="utf-8") as lines:
+        csv.writer(lines).writerows([("file", "location", "x", "y", "z", "diameter_mm"), *rows])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("intra", "brava", "dias"):
@@ -107,18 +186,22 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     film = partial(project, seed=11, size=720, workers=args.workers)
-    volumes, trees = args.out / "volumes", args.out / "trees"
+    volumes, trees, sick = (args.out / name for name in ("volumes", "trees", "sick"))
     if args.intra and not (volumes / "sacs.csv").exists():
         write_volumes(args.intra, volumes)
     if args.brava and not trees.exists():
         write_trees(args.brava, trees)
+    if args.brava and not (sick / "sacs.csv").exists():
+        write_sick(trees, sick)
     for ending, preset in LOOKS.items():
         real, healthy = args.out / f"real{ending}", args.out / f"healthy{ending}"
         if args.intra and not real.exists():
             sources = sorted(volumes.glob("*.nii.gz"))
             film(sources, real, volumes / "sacs.csv", twins=args.out / f"real{ending}-twins", scanner=PRESETS[preset][1])
         if args.brava and not healthy.exists():
-            film(sorted(trees.glob("*.swc")), healthy, axes="LSP", scanner=PRESETS[preset][1])
+            film(sorted(trees.glob("*.swc")), healthy, axes=AXES, scanner=PRESETS[preset][1])
+        if args.brava and not (drawn := args.out / f"drawn{ending}").exists():
+            film(sorted(sick.glob("*.swc")), drawn, sick / "sacs.csv", axes=AXES, scanner=PRESETS[preset][1])
     if args.dias and not (frames := args.out / "frames").exists():
         frames.mkdir(parents=True)
         for part in ("training", "unlabelled"):
