@@ -1,12 +1,13 @@
 """Makes the weights that ship with the package.
 
-    python tests/make_weights.py RUN [--start MODEL] [--second MODEL] [--share 1.0]
+    python tests/make_weights.py RUN [--start MODEL [--look]] [--second MODEL] [--share 1.0]
 
 Draws patients as they are needed. From nothing, the closer look learns alone first, from squares with an aneurysm and without it,
 then the whole network. Squares, whole studies and studies with hidden views differ in their means, and prediction has only one
 set of them: so the means of batch normalisation are then taken from whole studies and kept, and the network learns on with them.
 One epoch's weights differ from the next one's; the mean of two is steadier. Then all but the last layers stand still, and these
-learn anew what to make of the readings of each location. `--start` takes a trained model, which learns on with its means, no more.
+learn anew what to make of the readings of each location. `--start` takes a trained model, which learns on with its means, no more; with `--look` its closer look learns from nothing, alone and
+longer, then the last layers, and the rest stays as it is.
 `--second` takes another trained one, and what ships is the mean of the two, calibrated together.
 Calibrates on other
 patients with natural frequencies, so that one in twenty without an aneurysm is flagged, and writes the shipped files. `--calibrate`
@@ -51,6 +52,7 @@ WHOLE = {"pairs": 2400, "uses": 2, "size": 1, "rate": 8e-4, "epochs": 12}      #
 SETTLED = {"pairs": 800, "uses": 2, "size": 1, "rate": 3e-4, "epochs": 4}      # for the network with the means of prediction
 MEANS = 60                                                                     # pairs for these means
 AVERAGED = 1, 3                                                                # epochs of this stage whose weights' mean is taken
+LOOK = {"pairs": 3000, "uses": 5, "size": 1, "rate": 2e-3, "epochs": 15}       # for a closer look of a trained network
 READ = {"pairs": 3000, "size": 2, "rate": 2e-3, "epochs": 8}                   # for the last layers
 CALIBRATION = "varied", 1200, 801                                              # preset, patients, seed
 SPECIFICITY = 0.95                                                             # of these, to which the thresholds keep
@@ -200,6 +202,15 @@ def teach(network, run, share, trained):
     network.set_weights([np.mean(weights, axis=0) for weights in zip(*kept)])
 
 
+def look_anew(network, run, share):
+    """Teach the closer look from nothing, alone; what else is in the network stays as it is."""
+    fresh = load_model(run / "last.keras") if (run / "last.keras").exists() else vessel_model(masks=True)
+    learner = learner_of(fresh, find_device()[1])
+    learn(fresh, learner, closer_look(learner), SQUARE, {"suspicion": 1.0, "mask": 2.0}, squares, LOOK, run, "look", share)
+    for name in ("near", "nearer", "suspicion"):
+        network.get_layer(name).set_weights(fresh.get_layer(name).get_weights())
+
+
 def same_call(run, **words):
     """Note in the folder what it was begun with; stop if that was something else, for its files are of that."""
     file = run / "call.json"
@@ -246,21 +257,26 @@ def read_anew(network, run, share):
     return [{"stage": "read", "epoch": epoch, "loss": round(loss, 4)} for epoch, loss in enumerate(done.history["loss"])]
 
 
-def made(run, start, share):
+def made(run, start, look, share):
     """Return a trained network and the record of its training."""
     half_the_bits(True)
-    begun = (run / "last.keras").exists()
+    begun = (run / "last.keras").exists() and not look
     model = load_model(run / "last.keras") if begun else vessel_model(masks=True)
     if start and not begun:
         take(readers_of(load_model(start))[0], model)
-    teach(model, run, share, bool(start))
+    if look:
+        look_anew(model, run, share)
+    else:
+        teach(model, run, share, bool(start))
     for norm in norms(model):
         norm.trainable = False
-    read = [] if start else read_anew(model, run, share)
+    read = [] if start and not look else read_anew(model, run, share)
     half_the_bits(False)
     # Kernels in half precision: the file is half the size.
     model.set_weights([w.astype(np.float16).astype(w.dtype) if w.ndim > 1 else w for w in model.get_weights()])
-    stages = {"settled": SETTLED} if start else {"alone": ALONE, "whole": WHOLE, "settled": SETTLED, "read": READ}
+    stages = {"alone": ALONE, "whole": WHOLE, "settled": SETTLED, "read": READ}
+    if start:
+        stages = {"look": LOOK, "read": READ} if look else {"settled": SETTLED}
     history = run / "history.jsonl"
     before = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
     training = {"preset": "training", "patients": 2 * sum(plan["pairs"] for plan in stages.values())}
@@ -295,18 +311,21 @@ if __name__ == "__main__":
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--start", type=Path)
     either.add_argument("--calibrate", action="store_true")
+    parser.add_argument("--look", action="store_true")
     parser.add_argument("--second", type=Path)
     parser.add_argument("--share", type=float, default=1.0)
     args = parser.parse_args()
+    if args.look and not args.start:
+        parser.error("--look takes the rest of the network from --start")
     args.run.mkdir(parents=True, exist_ok=True)
-    begun = {} if args.calibrate else {"start": args.start and hashlib.sha256(args.start.read_bytes()).hexdigest()}
+    begun = {} if args.calibrate else {"start": args.start and hashlib.sha256(args.start.read_bytes()).hexdigest(), "look": args.look}
     same_call(args.run, share=args.share, **begun)
 
     keras.utils.set_random_seed(101)
     if args.calibrate:
         model, record = load_model(SHIPPED), json.loads(SHIPPED.with_suffix(".json").read_text(encoding="utf-8"))
     else:
-        model, record = made(args.run, args.start, args.share)
+        model, record = made(args.run, args.start, args.look, args.share)
     if args.second:
         model, record = doubled(model, record, args.second)
     calibrate(model, others(args.run, args.share), cache=args.run / "cache", specificity=SPECIFICITY)
