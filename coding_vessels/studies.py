@@ -424,11 +424,16 @@ def _decodable(studies: list[Study], table: pd.DataFrame, problems: list, unusab
     return good
 
 # %% ../nbs/02_studies.ipynb #02sc0001
+def _decimal(text: str) -> float:
+    "Return a number, whose point may be a comma, as spreadsheets write it in many countries."
+    return float(text.replace(',', '.'))
+
+
 def _scale_problem(row: pd.Series) -> tuple[str, str] | None:
     "Return what is wrong with a row of a table of scales and what mends it, or None."
     if row['view'].upper() not in VIEWS:
         return f"'{row['view']}' is no view", f'use one of {", ".join(VIEWS)}'
-    try: size = float(row['mm'])
+    try: size = _decimal(row['mm'])
     except ValueError: size = 0
     if not 0.01 <= size <= 10: return f"mm is '{row['mm']}'", 'write millimetres a pixel, from 0.01 to 10'
     if not row['source']: return 'source is empty', 'write what the millimetres come from'
@@ -449,7 +454,7 @@ def _read_scales(file: Path, problems: list) -> dict[str, dict[str, tuple[float,
         problem, view = _scale_problem(row), row['view'].upper()
         if not problem and view in own: problem = 'the view has a scale already', 'keep one of the rows'
         if problem: problems.append((row['Index'], str(file), line, *problem))
-        else: own[view] = float(row['mm']), sys.intern(row['source'])
+        else: own[view] = _decimal(row['mm']), sys.intern(row['source'])
     return scales
 
 # %% ../nbs/02_studies.ipynb #02rc0003

@@ -220,19 +220,23 @@ def same_call(run, **words):
     file.write_text(json.dumps(kept | words))
 
 
-def readings(network, run, pairs):
+def readings(network, run, pairs, piece=250):
     """Return what the last layers read of pairs of twins, (pairs, 2, 21, 4, features), and the labels, (pairs, 2, 22)."""
-    file, reader = run / f"readings-{pairs}.npz", keras.Model(network.input, network.get_layer("readout").output)
-    if not file.exists():
-        made = [
-            (np.float16(reader.predict_on_batch(frames)), targets["labels"])
-            for frames, targets in phantom_batches(lessons(1006, 1, 0, pairs), 1006)
-        ]
-        read, labels = map(np.stack, zip(*made))
-        with whole(file) as beside:
-            np.savez(beside(), R=read, L=labels)
-    with np.load(file) as kept:
-        return kept["R"], kept["L"]
+    reader, parts = keras.Model(network.input, network.get_layer("readout").output), []
+    for first in range(0, pairs, piece):
+        last = min(first + piece, pairs)
+        file = run / f"readings-{first}-{last}.npz"
+        if not file.exists():
+            made = [
+                (np.float16(reader.predict_on_batch(frames)), targets["labels"])
+                for frames, targets in phantom_batches(lessons(1006, 1, first, last), 1006)
+            ]
+            read, labels = map(np.stack, zip(*made))
+            with whole(file) as beside:
+                np.savez(beside(), R=read, L=labels)
+        with np.load(file) as kept:
+            parts.append((kept["R"], kept["L"]))
+    return [np.concatenate(part) for part in zip(*parts)]
 
 
 def read_anew(network, run, share):

@@ -71,9 +71,8 @@ def crops_of(seed, number=3):
         x = contrast(frame)
         for _ in range(number):
             top, left = rng.integers(0, 800 - CROP, 2)
-            down, right = rng.choice([-1, 1], 2)                                   # mirrored, or not
-            for whole, parts in ((x, inputs), (mask, targets)):
-                parts.append(whole[top : top + CROP, left : left + CROP][::down, ::right])
+            inputs.append(x[top : top + CROP, left : left + CROP])
+            targets.append(mask[top : top + CROP, left : left + CROP])
     return np.array(inputs, np.float16), np.array(targets, np.uint8)
 
 
@@ -125,17 +124,11 @@ def hanging_together(found, fewest=0.005):
     return large[parts]
 
 
-def mirrored_mean(model, x):
-    """Return a network's mean answer to a frame, (height, width), and to its mirror images, turned back."""
-    ways = [np.s_[:, :], np.s_[:, ::-1], np.s_[::-1], np.s_[::-1, ::-1]]
-    return np.mean([np.asarray(model(x[way][None, ..., None]))[0, ..., 0][way] for way in ways], axis=0)
-
-
 def score(model, folder):
     """Return the Dice coefficients of every real sequence at a threshold of 0.5: all that is found, and what hangs together."""
     scores = {}
     for name, minimum, truth in sequences(folder):
-        found = mirrored_mean(model, contrast(minimum)) > 0.5
+        found = np.asarray(model(contrast(minimum)[None, ..., None]))[0, ..., 0] > 0.5
         scores[name] = [float(2 * (one & truth).sum() / (one.sum() + truth.sum())) for one in (found, hanging_together(found))]
     return scores
 
