@@ -849,8 +849,9 @@ def _read_sacs(path, sources: list[Path], axes: str) -> dict[str, list[Sac]]:
             sac = Sac(location, label=int(_numbers(path, k + 2, row, ['label'])[0]))
         else:
             *point, diameter = _numbers(path, k + 2, row, ['x', 'y', 'z', 'diameter_mm'])
-            if diameter <= 0:
-                raise ValueError(f'{path}, row {k + 2}: diameter_mm is {diameter}; give millimetres.')
+            if not 0 < diameter <= 60:
+                raise ValueError(f'{path}, row {k + 2}: diameter_mm is {diameter:g}; '
+                                 'give millimetres, up to 60.')
             place = turn_axes(np.array([point]), _axes_of(row['file'], axes))[0]
             sac = Sac(location, point=tuple(place), diameter=diameter)
         sacs.setdefault(row['file'], []).append(sac)
