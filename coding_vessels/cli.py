@@ -469,14 +469,15 @@ def _check_outputs(wanted: list[Path], folder, inputs: list, overwrite: bool) ->
 def _written(record: Path) -> set[Path]:
     "Return the files that an earlier prediction wrote, by its record; none without one."
     from coding_vessels.prediction import record_of
-    return {(record.parent / name).resolve() for name in record_of(record.parent).get('files', ())}
+    files = record_of(record.parent).get('files')
+    return {(record.parent / str(name)).resolve() for name in files} if isinstance(files, list) else set()
 
 # %% ../nbs/11_cli.ipynb #9c5274d7
 def _output_of(record: Path) -> set[Path]:
     "Return the output that an earlier prediction was told to write: another one's name spares it."
     from coding_vessels.prediction import record_of
     out = record_of(record.parent).get('out')
-    return {(record.parent / Path(out).name).resolve()} if out else set()
+    return {(record.parent / Path(out).name).resolve()} if isinstance(out, str) else set()
 
 # %% ../nbs/11_cli.ipynb #7445a788
 def _places(pictures: Path | None, folder, pattern: str, before: set[Path]) -> list[Path]:

@@ -6,8 +6,9 @@ Draws patients as they are needed. From nothing, the closer look learns alone fi
 then the whole network. Squares, whole studies and studies with hidden views differ in their means, and prediction has only one
 set of them: so the means of batch normalisation are then taken from whole studies and kept, and the network learns on with them.
 One epoch's weights differ from the next one's; the mean of two is steadier. Then all but the last layers stand still, and these
-learn anew what to make of the readings of each location. `--start` takes a trained model, which learns on with its means, no more; with `--look` its closer look learns from nothing, alone and
-longer, then the last layers, and the rest stays as it is.
+learn anew what to make of the readings of each location.
+`--start` takes a trained model, which learns on with its means, no more; with `--look` its closer look learns from nothing, alone
+and longer, then the last layers, and the rest stays as it is.
 `--second` takes another trained one, and what ships is the mean of the two, calibrated together.
 Calibrates on other
 patients with natural frequencies, so that one in twenty without an aneurysm is flagged, and writes the shipped files. `--calibrate`
